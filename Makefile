@@ -1,0 +1,59 @@
+# The developer interface. Every target makes what it needs; a fresh machine needs only Python >= 3.10 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The floor of the appliance is JetPack 6's Python 3.10; JetPack 7 brings 3.12.
+FLOORS := 3.10 3.12
+
+.PHONY: run test check bench docs zoo install system-packages edge-pythons format clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[train,export,dev]'
+	touch $@
+
+run: install
+	$(BIN)/superlens run
+
+test: install system-packages
+	$(BIN)/pytest
+	$(MAKE) --no-print-directory edge-pythons
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/superlens bench loop
+
+docs: install
+	$(BIN)/pdoc --output-directory docs/api firmware_bridge edge models export
+
+# `make zoo` retrains every bundle of models/zoo, `make zoo MODEL=enhance-rt` one.
+MODEL ?= enhance-rt
+zoo: install
+	$(BIN)/superlens-train fit models/configs/$(MODEL).toml --out build/$(MODEL)
+	$(BIN)/superlens-export convert build/$(MODEL)/ema.safetensors --out models/zoo/$(MODEL)
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The browser of the page's tests. Installed when we may; otherwise those tests say what is missing (in CI they fail).
+system-packages:
+	@sh .ci/system-packages
+
+# The fast tests of the appliance and the bridge on the Pythons of JetPack 6 and 7, without torch installed.
+edge-pythons: $(FLOORS:%=edge-python-%)
+
+edge-python-%:
+	@sh .ci/edge-python $*
+
+clean:
+	rm -rf $(VENV) .venv-py* build dist docs/api *.egg-info

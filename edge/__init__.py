@@ -1,0 +1,1 @@
+"""The appliance: camera to engine to screen, scans and the status page. Never imports torch."""

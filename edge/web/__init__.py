@@ -1,0 +1,1 @@
+"""The status page: create_app(board, submit, stop) and its templates."""

@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle the appliance can run, and the contract between the two."""

@@ -1,0 +1,1 @@
+"""The science: optics, specimens, networks, training and evaluation."""
