@@ -1,0 +1,202 @@
+"""The appliance's configuration: TOML in, frozen values out, every key with its unit and its bounds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from edge.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_FIELD_UM = 16.0
+LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BoxConfig(_Section):
+    """The box itself."""
+
+    name: Annotated[str, Field(min_length=1, max_length=40)] = "superlens"
+    data_dir: Path | None = None  # snapshots and scans; None: the user's data folder
+
+
+class CameraConfig(_Section):
+    """Which camera, and how it exposes."""
+
+    driver: Literal["simulated", "replay"] = "simulated"
+    path: Path | None = None  # replay: an image file, a folder, a TIFF stack or an .npz
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None  # None: 40 simulated, unpaced replay
+    exposure_s: Annotated[float, Field(gt=0, le=10)] = 0.005
+    shape_px: tuple[Annotated[int, Field(ge=16, le=8192)], Annotated[int, Field(ge=16, le=8192)]] = (512, 512)
+    pixel_format: Literal["mono8", "mono16"] = "mono8"
+    bit_depth: Annotated[int, Field(ge=1, le=16)] | None = None  # None: the pixel format's own
+    pixel_size_nm: Annotated[float, Field(gt=0, le=100_000)] | None = None  # None: from the optics or the file
+
+
+class OpticsConfig(_Section):
+    """What the simulated camera looks through. The default is a 57 um BaTiO3 glass sphere in water."""
+
+    sphere_diameter_um: Annotated[float, Field(ge=2, le=500)] = 57.0
+    sphere_index: Annotated[float, Field(ge=1.3, le=2.5)] = 1.9
+    medium_index: Annotated[float, Field(ge=1.0, le=1.8)] = 1.33
+    wavelength_nm: Annotated[float, Field(ge=200, le=2000)] = 550.0
+    effective_na: Annotated[float, Field(gt=0, le=2)] | None = None  # replaces the traced PSF by an Airy pattern
+
+
+class SpecimenConfig(_Section):
+    """What lies under the simulated sphere."""
+
+    path: Path | None = None  # any image file; None: the demonstration specimen
+    pixel_size_nm: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class StageConfig(_Section):
+    """The PZT controller. Positions are the stage's own axes."""
+
+    port: str = "sim:e727"
+    baud: Annotated[int, Field(ge=1200, le=4_000_000)] = 115_200
+    limits_low_um: tuple[float, float, float] | None = None  # None: the controller's own travel
+    limits_high_um: tuple[float, float, float] | None = None
+    velocity_um_s: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    settle_timeout_s: Annotated[float, Field(gt=0, le=60)] = 5.0
+    enable_servo: bool | None = None  # None: only on a simulated stage; a real servo is switched on by a person
+
+
+class TriggerConfig(_Section):
+    """The line to the camera's hardware trigger."""
+
+    driver: Literal["simulated", "gpio"] = "simulated"
+    chip: Annotated[int, Field(ge=0)] | None = None
+    pin: Annotated[int, Field(ge=0)] | None = None
+
+
+class SphereConfig(_Section):
+    """The usable field of the sphere in the frame; enhanced is flat grey outside it."""
+
+    field_um: Annotated[float, Field(gt=0, le=1000)] | None = DEFAULT_FIELD_UM  # diameter; None: the whole frame
+    centre_px: tuple[float, float] | None = None  # (y, x); None: the middle of the frame
+    camera_from_stage_px_per_um: tuple[tuple[float, float], tuple[float, float]] | None = None
+    # rows (x, y) of A: a stage move of s um shifts a feature by A @ s px; None: (1 / pixel size) times identity
+
+
+class EngineConfig(_Section):
+    """Which model, and what runs it."""
+
+    model: str = "enhance-rt"  # a bundle's folder, or the name of one that ships in models/zoo
+    backend: Literal["openvino", "onnxruntime"] = "openvino"
+    precision: Literal["fp32"] = "fp32"  # of the model file; the arithmetic of the back end is `hint`
+    hint: Literal["auto", "bf16", "f32"] = "auto"  # auto: bf16 where the processor has it, else f32
+
+
+class PreviewConfig(_Section):
+    """The live picture."""
+
+    fps: Annotated[float, Field(gt=0, le=60)] = 30.0
+    jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 85
+
+
+class WebConfig(_Section):
+    """The status page. Without a password it stays on loopback."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    allowed_hosts: tuple[str, ...] = ()  # names besides 127.0.0.1, [::1] and localhost that a request may ask for
+    max_viewers: Annotated[int, Field(ge=1, le=64)] = 8
+
+    @field_validator("host")
+    @classmethod
+    def _loopback(cls, host: str) -> str:
+        if host not in LOOPBACK_HOSTS:
+            raise ValueError(
+                f"the page on {host!r} needs a password, and logins are not built yet; use 127.0.0.1 and an SSH tunnel "
+                "(ssh -L 8080:127.0.0.1:8080 box)"
+            )
+        return host
+
+
+class Config(_Section):
+    """Everything the appliance can be told."""
+
+    box: BoxConfig = BoxConfig()
+    camera: CameraConfig = CameraConfig()
+    optics: OpticsConfig = OpticsConfig()
+    specimen: SpecimenConfig = SpecimenConfig()
+    stage: StageConfig = StageConfig()
+    trigger: TriggerConfig = TriggerConfig()
+    sphere: SphereConfig = SphereConfig()
+    engine: EngineConfig = EngineConfig()
+    preview: PreviewConfig = PreviewConfig()
+    web: WebConfig = WebConfig()
+
+
+def load_config(path: Path | None = None, overrides: dict[str, dict[str, Any]] | None = None) -> Config:
+    """Read a TOML file and lay command-line values over it.
+
+    Parameters
+    ----------
+    path
+        The file; None for the defaults (a wholly simulated instrument).
+    overrides
+        ``{section: {key: value}}``; a value of None leaves the file's.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, is no TOML, names an unknown key or holds a value out of bounds. Every fault is listed,
+        with the key, the value found and what was expected.
+    """
+    document: dict[str, Any] = {}
+    where = "the command line"
+    if path is not None:
+        where = str(path)
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as exc:
+            raise ConfigError(f"No configuration file at {path}. Check the path, or leave --config out.") from exc
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"The configuration {path} cannot be read: {exc}.") from exc
+        except tomllib.TOMLDecodeError as exc:
+            raise ConfigError(f"The configuration {path} is no valid TOML: {exc}.") from exc
+    for section, values in (overrides or {}).items():
+        given = {key: value for key, value in values.items() if value is not None}
+        if given:
+            document[section] = {**document.get(section, {}), **given}
+    try:
+        return Config.model_validate(document)
+    except ValidationError as exc:
+        raise ConfigError(f"The configuration from {where} is wrong:\n" + _explain(exc)) from exc
+
+
+def _explain(exc: ValidationError) -> str:
+    """One line a fault: section.key, what was expected, what was found."""
+    lines = []
+    for fault in exc.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(fault["loc"][:-1])
+            lines.append(f"  {key}: unknown key; known here: {', '.join(known)}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"  {key}: {message} (found {fault['input']!r})")
+    return "\n".join(lines)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)
