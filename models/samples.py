@@ -1,0 +1,257 @@
+"""Specimens as reflectivity maps: drawn by family and seed, or read from any image file (numpy only)."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import SpecimenError
+from models.families import FAMILIES, Canvas
+
+Image = NDArray[np.float32]
+
+# A pixel outside this range is a screen's or a printer's resolution, not a microscope's.
+_PLAUSIBLE_NM = (0.05, 10_000.0)
+_UNIT_NM = {"m": 1e9, "cm": 1e7, "mm": 1e6, "inch": 2.54e7, "µm": 1e3, "μm": 1e3, "um": 1e3, "micron": 1e3, "nm": 1.0}
+_GIVE_IT = "give the size of its pixel on the specimen with pixel_size_nm"
+
+
+class Specimen(NamedTuple):
+    """A reflectivity map (height, width) of 0 to 1 and the size of its pixel."""
+
+    reflectivity: Image
+    pixel_size_nm: float
+
+
+def render(family: str, *, shape_px: tuple[int, int], pixel_size_nm: float, seed: int, supersample: int = 3) -> Image:
+    """Draw one specimen.
+
+    Parameters
+    ----------
+    family
+        One of `FAMILIES`.
+    shape_px, pixel_size_nm
+        The grid; features are in nanometres and do not change with it.
+    seed
+        The same seed gives the same specimen everywhere.
+    supersample
+        Fine pixels per side over which each pixel is averaged; 1 is fast and good enough to look at.
+
+    Returns
+    -------
+    (height, width) float32 of 0 to 1: reflectivity averaged over the area of each pixel.
+
+    Raises
+    ------
+    SpecimenError
+        There is no such family, or no such grid.
+
+    Examples
+    --------
+    >>> render("siemens", shape_px=(64, 48), pixel_size_nm=48.1, seed=0).shape
+    (64, 48)
+    """
+    if family not in FAMILIES:
+        raise SpecimenError(f"there is no specimen family {family!r}; choose one of {', '.join(FAMILIES)}")
+    if min(shape_px) < 1 or supersample < 1 or not (math.isfinite(pixel_size_nm) and pixel_size_nm > 0):
+        raise SpecimenError(
+            f"cannot draw {shape_px} px of {pixel_size_nm} nm, supersampled {supersample}: all must be positive"
+        )
+    # The family is in the seed, so that one seed does not put every family's shapes at the same places.
+    rng = np.random.default_rng([zlib.crc32(family.encode()), seed])
+    fine = Canvas((shape_px[0] * supersample, shape_px[1] * supersample), pixel_size_nm / supersample)
+    image = FAMILIES[family](fine, rng)
+    if supersample > 1:
+        image = image.reshape(shape_px[0], supersample, shape_px[1], supersample).mean(axis=(1, 3))
+    return np.ascontiguousarray(image, dtype=np.float32)
+
+
+# The mixed specimen, from its middle outwards: what the first look falls on comes first.
+_DEMO = (
+    "ic-metal", "siemens", "nanoparticles", "disc-tracks", "pollen", "lattice", "bars", "text", "ic-contacts",
+    "dots", "grating", "crystals", "labyrinth", "line-space", "leaves", "empty",
+)  # fmt: skip
+
+
+def demo_specimen(size_um: float = 118.0, pixel_size_nm: float = 6500 / 135, seed: int = 0) -> Image:
+    """A large mixed specimen for the simulated instrument: fields of 16 um, a family each, on a plain wafer.
+
+    Parameters
+    ----------
+    size_um
+        Side of the square. The scanner's 100 um of travel, a frame and a margin are 125 um at most.
+    pixel_size_nm, seed
+        As `render`.
+
+    Returns
+    -------
+    (side, side) float32 of 0 to 1.
+    """
+    side = math.ceil(size_um * 1e3 / pixel_size_nm)
+    image = np.full((side, side), 0.12, np.float32)
+    field, gap = round(16_000 / pixel_size_nm), round(1_000 / pixel_size_nm)
+    reach = math.ceil(side / 2 / (field + gap))
+    cells = [(y, x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1)]
+    cells.sort(key=lambda cell: (max(map(abs, cell)), math.atan2(cell[0], cell[1])))
+    for index, (row, column) in enumerate(cells):
+        top = side // 2 + row * (field + gap) - field // 2
+        left = side // 2 + column * (field + gap) - field // 2
+        seen = image[max(top, 0) : max(top + field, 0), max(left, 0) : max(left + field, 0)]
+        if seen.size:
+            family = _DEMO[index % len(_DEMO)]
+            drawn = render(
+                family, shape_px=(field, field), pixel_size_nm=pixel_size_nm, seed=seed + index, supersample=1
+            )
+            y, x = max(-top, 0), max(-left, 0)
+            seen[:] = drawn[y : y + seen.shape[0], x : x + seen.shape[1]]
+    return image
+
+
+def resample(specimen: Specimen, pixel_size_nm: float) -> Image:
+    """Average a specimen over the area of pixels of another size.
+
+    Examples
+    --------
+    >>> fine = Specimen(np.eye(4, dtype=np.float32), 10.0)
+    >>> resample(fine, 20.0).tolist()
+    [[0.5, 0.0], [0.0, 0.5]]
+    """
+    image: NDArray[np.float64] = specimen.reflectivity.astype(np.float64)
+    ratio = pixel_size_nm / specimen.pixel_size_nm
+    for axis in (0, 1):
+        image = np.moveaxis(image, axis, 0)
+        count = math.floor(len(image) / ratio + 1e-9)
+        if count < 1:
+            raise SpecimenError(f"the specimen is smaller than one pixel of {pixel_size_nm:g} nm; use a finer pixel")
+        # The integral of the image up to each new pixel border; its differences are the sums over the pixels.
+        total = np.concatenate([np.zeros((1, image.shape[1])), np.cumsum(image, axis=0)])
+        border = np.minimum(np.arange(count + 1) * ratio, len(image))
+        below = np.minimum(border.astype(np.intp), len(image) - 1)
+        integral = total[below] + (border - below)[:, None] * (total[below + 1] - total[below])
+        image = np.moveaxis(np.diff(integral, axis=0) / ratio, 0, axis)
+    return np.asarray(image, dtype=np.float32)
+
+
+def load_specimen(path: str | os.PathLike[str], pixel_size_nm: float | None = None) -> Specimen:
+    """Read any image file as a specimen.
+
+    Parameters
+    ----------
+    path
+        TIFF, OME-TIFF, PNG, JPEG or BMP; the first page; colours are averaged.
+    pixel_size_nm
+        Size of the file's pixel on the specimen; None reads it from the file.
+
+    Returns
+    -------
+    Counts / full scale of the file's type as reflectivity (floats as they are), and the pixel size.
+
+    Raises
+    ------
+    SpecimenError
+        The file is no image, has values outside 0 to 1 or NaN, or does not say a plausible pixel size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SpecimenError(f"specimen {path} is not a file; give an image file")
+    pixels, stored_nm = (_read_tiff if path.suffix.lower() in {".tif", ".tiff"} else _read_picture)(path)
+    size_nm = stored_nm if pixel_size_nm is None else pixel_size_nm
+    if size_nm is None:
+        raise SpecimenError(f"{path} does not say the size of its pixel; {_GIVE_IT}")
+    if not _PLAUSIBLE_NM[0] <= size_nm <= _PLAUSIBLE_NM[1]:
+        source = "says" if pixel_size_nm is None else "was given"
+        raise SpecimenError(
+            f"{path} {source} a pixel of {size_nm:g} nm, expected {_PLAUSIBLE_NM[0]:g} to {_PLAUSIBLE_NM[1]:g} nm"
+            f" on the specimen; {_GIVE_IT}"
+        )
+    return Specimen(_reflectivity(pixels, path), float(size_nm))
+
+
+def _reflectivity(pixels: NDArray[Any], path: Path) -> Image:
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.float32)
+    if np.issubdtype(pixels.dtype, np.unsignedinteger):
+        image = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    elif np.issubdtype(pixels.dtype, np.floating):
+        image = pixels.astype(np.float32)
+    else:
+        raise SpecimenError(f"{path} holds {pixels.dtype}, expected unsigned integers or floats; convert it")
+    if image.ndim == 3 and image.shape[-1] in (2, 3, 4):
+        # The last of two or four channels is opacity, not light.
+        image = np.mean(image[..., : 3 if image.shape[-1] > 2 else 1], axis=-1, dtype=np.float32)
+    if image.ndim != 2 or min(image.shape) < 16:
+        raise SpecimenError(f"{path} has the shape {pixels.shape}, expected one picture of at least 16 x 16 px")
+    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+        raise SpecimenError(f"{path} has values outside 0 to 1 (or NaN); scale it to 0..1")
+    return image
+
+
+def _read_tiff(path: Path) -> tuple[NDArray[Any], float | None]:
+    import tifffile  # here, because drawing specimens needs numpy only
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            pixels = np.asarray(page.asarray())
+            if file.ome_metadata is not None:
+                return pixels, _ome_pixel_nm(file.ome_metadata, path)
+            x, y = page.tags.get("XResolution"), page.tags.get("YResolution")
+            unit = page.tags.get("ResolutionUnit")
+            name = {2: "inch", 3: "cm"}.get(int(unit.value)) if unit is not None else None
+            if file.imagej_metadata is not None:
+                # ImageJ writes the unit's name in its own record, the micro sign sometimes escaped.
+                name = str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ")
+            if x is None or y is None or name not in _UNIT_NM or not x.value[0] or not y.value[0]:
+                return pixels, None
+            x_nm, y_nm = (_UNIT_NM[name] * tag.value[1] / tag.value[0] for tag in (x, y))
+            return pixels, _square(x_nm, y_nm, path)
+    except (tifffile.TiffFileError, OSError, ValueError, IndexError) as exc:
+        if isinstance(exc, SpecimenError):
+            raise
+        raise SpecimenError(f"{path} cannot be read as a TIFF ({exc}); give an image file") from exc
+
+
+def _ome_pixel_nm(xml: str, path: Path) -> float | None:
+    sizes = []
+    for axis in "XY":
+        size = re.search(rf'PhysicalSize{axis}="([^"]+)"', xml)
+        unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', xml)
+        name = unit.group(1) if unit else "µm"  # the schema's default
+        if size is None or name not in _UNIT_NM:
+            return None
+        sizes.append(float(size.group(1)) * _UNIT_NM[name])
+    return _square(sizes[0], sizes[1], path)
+
+
+def _read_picture(path: Path) -> tuple[NDArray[Any], float | None]:
+    from PIL import Image as Picture  # here, because drawing specimens needs numpy only
+    from PIL import UnidentifiedImageError
+
+    try:
+        with Picture.open(path) as picture:
+            dpi = picture.info.get("dpi")
+            mode = picture.mode
+            # Palettes, CMYK and YCbCr hold no intensities until they are converted.
+            plain = mode in {"1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B", "F"}
+            pixels = np.asarray(picture if plain else picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as exc:
+        raise SpecimenError(f"{path} cannot be read as an image ({exc}); give a TIFF, PNG, JPEG or BMP") from exc
+    if mode == "I;16B":
+        pixels = pixels.astype(np.uint16)
+    if dpi is None or not all(float(value) > 0 for value in dpi):
+        return pixels, None
+    x_nm, y_nm = (_UNIT_NM["inch"] / float(value) for value in dpi)
+    return pixels, _square(x_nm, y_nm, path)
+
+
+def _square(x_nm: float, y_nm: float, path: Path) -> float:
+    if not math.isclose(x_nm, y_nm, rel_tol=0.01):
+        raise SpecimenError(f"{path} says pixels of {y_nm:g} x {x_nm:g} nm, expected square ones; {_GIVE_IT}")
+    return (x_nm + y_nm) / 2
