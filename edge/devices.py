@@ -15,8 +15,8 @@ from firmware_bridge.pzt import Box, PositionUm
 class Camera(Protocol):
     """A source of frames that fills memory it is given.
 
-    ``shape`` is (height, width) in px; ``bit_depth`` gives full scale, 2**bit_depth - 1 counts. ``simulated`` and
-    ``lossless`` are facts about the source: a replay waits for its reader, a live camera does not.
+    ``shape`` is (height, width) in px; ``bit_depth`` gives full scale, 2**bit_depth - 1 counts.
+    ``frame_time_s`` is None where nothing paces the frames. ``lossless``: the source waits for its reader (a replay).
     """
 
     name: str
@@ -25,6 +25,7 @@ class Camera(Protocol):
     bit_depth: int
     shutter: Literal["global", "rolling"]
     pixel_size_nm: float | None
+    frame_time_s: float | None
     simulated: bool
     lossless: bool
 

@@ -29,7 +29,7 @@ SLOT_ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Copies (bytes moved unchanged) and passes (bytes converted) a frame has cost so far, counted where they happen."""
+    """Copies (bytes moved unchanged) and passes (bytes converted) a frame has cost, counted where they happen."""
 
     copies: int = 0
     passes: int = 0
@@ -45,6 +45,7 @@ class Frame:
     index : the camera's own count from 0; a jump is a loss in the camera.
     t_exposure_end_ns : monotonic, the end of the exposure. Latency counts from here.
     position_um : the measured stage position the frame was taken at, or None when there is no stage.
+    true_position_um : where a simulated stage really was; None on a real instrument, which nobody can know.
     ledger : what filling the slot cost, see :class:`Ledger`.
     """
 
@@ -52,6 +53,7 @@ class Frame:
     index: int
     t_exposure_end_ns: int
     position_um: PositionUm | None = None
+    true_position_um: PositionUm | None = None
     ledger: Ledger = Ledger()
 
 
@@ -72,6 +74,14 @@ class Tile:
     def shown(self) -> NDArray[Any]:
         """The first output: the enhanced image, (height, width)."""
         return next(iter(self.outputs.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A frame that should be here and is not."""
+
+    index: int
+    reason: str
 
 
 class FramePool:

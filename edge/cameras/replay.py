@@ -1,0 +1,90 @@
+"""The replay camera: recorded frames instead of a microscope. Lossless, and as fast as its reader unless paced."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from edge.config import Config
+from edge.errors import CameraError, ConfigError
+from edge.frames import Frame, FramePool, Ledger
+from edge.images import Stack, open_stack
+from firmware_bridge.pzt import PositionUm
+
+
+def open_replay(config: Config, pose_um: Callable[[], PositionUm] | None) -> ReplayCamera:
+    """Open ``[camera] path``; the pose is of no use to recorded frames."""
+    del pose_um
+    if config.camera.path is None:
+        raise ConfigError("The replay camera needs a path: --camera replay:FILE, or path in [camera].")
+    stack = open_stack(config.camera.path, bit_depth=config.camera.bit_depth)
+    return ReplayCamera(stack, fps=config.camera.fps, pixel_size_nm=config.camera.pixel_size_nm)
+
+
+class ReplayCamera:
+    """Delivers the frames of a stack in order, and begins again when more are asked for.
+
+    Parameters
+    ----------
+    fps
+        Frames per second; None delivers as fast as frames are taken. No frame is ever dropped.
+    """
+
+    shutter: Literal["global", "rolling"] = "global"
+    simulated = False
+    lossless = True
+
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        fps: float | None,
+        pixel_size_nm: float | None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.name = f"replay of {stack.source.name}"
+        self.shape: tuple[int, ...] = stack.shape
+        self.format = stack.format
+        self.bit_depth = stack.bit_depth
+        self.pixel_size_nm = pixel_size_nm
+        self.frame_time_s = None if fps is None else 1 / fps
+        self._stack = stack
+        self._clock_ns, self._sleep = clock_ns, sleep
+        self._pool: FramePool | None = None
+        self._index = 0
+        self._due_ns = 0
+
+    def start(self, pool: FramePool, *, exposure_s: float, triggered: bool) -> None:
+        """Begin at the first frame. A recording hears no trigger, so ``triggered`` is refused."""
+        del exposure_s
+        if triggered:
+            raise CameraError("A replay cannot be triggered: scan with the simulated camera, or with a real one.")
+        self._pool, self._index, self._due_ns = pool, 0, self._clock_ns()
+
+    def next_frame(self, *, timeout_s: float) -> Frame:
+        """The next recorded frame, copied into a free slot."""
+        if self._pool is None:
+            raise CameraError("The replay is not started.")
+        slot = self._pool.acquire(timeout_s=timeout_s)
+        try:
+            if self.frame_time_s is not None:
+                self._due_ns += round(self.frame_time_s * 1e9)
+                self._sleep(max(0, self._due_ns - self._clock_ns()) / 1e9)
+            t_exposure_end_ns = self._clock_ns()
+            slot[:] = self._stack.read(self._index % self._stack.length)
+        except BaseException:
+            self._pool.release(slot)
+            raise
+        frame = Frame(slot, self._index, t_exposure_end_ns, ledger=Ledger(copies=1, passes=self._stack.passes))
+        self._index += 1
+        return frame
+
+    def stop(self) -> None:
+        """Forget the pool; no frame is under way between calls."""
+        self._pool = None
+
+    def close(self) -> None:
+        """Nothing to release."""
+        self.stop()

@@ -1,0 +1,133 @@
+"""Engines: one bundle, one camera's shape and format, several back ends behind one protocol."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.devices import Engine
+from edge.errors import ConfigError, EngineError
+from edge.frames import DTYPE, PixelFormat
+from export.errors import ManifestError
+from export.manifest import Bundle, Precision, load_bundle
+
+Backend = Literal["openvino", "onnxruntime"]
+Hint = Literal["auto", "bf16", "f32"]
+
+BACKENDS: dict[Backend, str] = {
+    "openvino": "edge.engine.openvino:OpenVinoEngine",
+    "onnxruntime": "edge.engine.onnxruntime:OnnxRuntimeEngine",
+}
+"""The driver of each back end, imported when it is asked for."""
+
+INSTALL: dict[Backend, str] = {
+    "openvino": "pip install superlens",
+    "onnxruntime": "pip install 'superlens[export]'",
+}
+
+PIXEL_SIZE_TOLERANCE = 0.10
+"""How far a camera's pixel may be from the one the model was trained for before the result means nothing."""
+
+
+def find_bundle(model: str) -> Bundle:
+    """The bundle in folder ``model``, or the one of that name that ships with superlens.
+
+    Raises
+    ------
+    ConfigError
+        Neither exists, or the bundle is malformed.
+    """
+    zoo = Path(__file__).resolve().parents[2] / "models" / "zoo"
+    folder = Path(model)
+    if not folder.is_dir() and folder.name == model:
+        folder = zoo / model
+    if not folder.is_dir():
+        shipped = ", ".join(sorted(path.name for path in zoo.iterdir() if path.is_dir()))
+        raise ConfigError(f"No model {model!r}: it is no folder, and superlens ships with: {shipped}.")
+    try:
+        return load_bundle(folder)
+    except ManifestError as exc:
+        raise ConfigError(str(exc)) from exc
+
+
+def check_pixel_size(bundle: Bundle, precision: Precision, pixel_size_nm: float | None, *, remedy: str) -> None:
+    """Refuse a camera whose pixel is more than 10 % off the model's; an unknown size passes, and is shown as such.
+
+    Raises
+    ------
+    ConfigError
+        Too far off; the message ends with ``remedy``.
+    """
+    trained_nm = bundle.manifest(precision).pixel_size_nm
+    if pixel_size_nm is None or abs(pixel_size_nm / trained_nm - 1) <= PIXEL_SIZE_TOLERANCE:
+        return
+    raise ConfigError(
+        f"The images have {pixel_size_nm:g} nm/px, but {bundle.name} was trained for {trained_nm:g} nm/px "
+        f"(10 % off is the most it may be). {remedy}"
+    )
+
+
+def load_engine(
+    bundle: Bundle,
+    *,
+    frame_shape_px: tuple[int, ...],
+    pixel_format: PixelFormat,
+    bit_depth: int,
+    backend: Backend = "openvino",
+    precision: Precision = "fp32",
+    hint: Hint = "auto",
+    dark: NDArray[np.float32] | None = None,
+    flat: NDArray[np.float32] | None = None,
+) -> Engine:
+    """Load a bundle for one camera.
+
+    Parameters
+    ----------
+    frame_shape_px
+        (height, width); the graph is reshaped to it, because free sizes cost 10-45 % of the speed.
+    pixel_format, bit_depth
+        What a slot holds; full scale is 2**bit_depth - 1 counts.
+    hint
+        The arithmetic of the back end; ``auto`` is bf16 where the processor has it, else f32.
+    dark, flat
+        (height, width), counts and relative gain: input = (counts - dark) / flat / full scale.
+
+    Raises
+    ------
+    ConfigError
+        The size, the bit depth or the back end's own limits do not fit; a model file's hash is wrong.
+    EngineError
+        The back end is not installed, or it cannot run the model.
+    """
+    storage_bits = 8 * np.dtype(DTYPE[pixel_format]).itemsize
+    if not 1 <= bit_depth <= storage_bits:
+        raise ConfigError(
+            f"A bit depth of {bit_depth} does not fit {pixel_format}: expected 1 to {storage_bits}. "
+            "Leave --bit-depth out, or give the camera's own."
+        )
+    try:
+        manifest = bundle.manifest(precision)
+        path = bundle.model_path(precision)
+    except ManifestError as exc:
+        raise ConfigError(str(exc)) from exc
+    if len(frame_shape_px) != 2 or min(frame_shape_px) < manifest.min_side_px:
+        raise ConfigError(
+            f"Frames of {' x '.join(map(str, frame_shape_px))} px (height x width) do not fit {bundle.name}: it takes "
+            f"one channel of at least {manifest.min_side_px} x {manifest.min_side_px} px."
+        )
+    module, name = BACKENDS[backend].split(":")
+    try:
+        build = cast("Callable[..., Engine]", getattr(importlib.import_module(module), name))
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] != backend:
+            raise
+        raise EngineError(
+            f"The engine back end {backend!r} is not installed. Install it: {INSTALL[backend]}. "
+            "Nothing else is used in its place."
+        ) from exc
+    return build(path, manifest, frame_shape_px, pixel_format, bit_depth=bit_depth, hint=hint, dark=dark, flat=flat)

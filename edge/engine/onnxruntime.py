@@ -1,0 +1,84 @@
+"""ONNX Runtime on the CPU: the reference that other engines are compared with. Slower, and f32 only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edge.engine.prepare import from_network, to_network
+from edge.errors import ConfigError, EngineError
+from edge.frames import DTYPE, FramePool, PixelFormat, aligned_empty
+from export.manifest import Manifest
+
+
+class OnnxRuntimeEngine:
+    """One session whose input and output are bound to memory of ours.
+
+    The prepare stage is a counted numpy pass from the slot into the bound input, and another from the bound output to
+    counts; no byte is copied unchanged.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        frame_shape_px: tuple[int, ...],
+        pixel_format: PixelFormat,
+        *,
+        bit_depth: int,
+        hint: str,
+        dark: NDArray[np.float32] | None,
+        flat: NDArray[np.float32] | None,
+    ) -> None:
+        if hint == "bf16":
+            raise ConfigError('ONNX Runtime has no bf16 on the CPU. Set [engine] hint = "f32" or "auto".')
+        self.manifest = manifest
+        self.precision = "f32"
+        self.passes_per_frame = 1 + len(manifest.outputs)
+        self._frame_shape_px = frame_shape_px
+        self._dtype = DTYPE[pixel_format]
+        self._bit_depth, self._dark, self._flat = bit_depth, dark, flat
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # ONNX Runtime's errors share no public base class
+            raise EngineError(f"ONNX Runtime {ort.__version__} cannot run {path}: {exc}") from exc
+        height, width = frame_shape_px
+        self._input = aligned_empty((1, 1, height, width), np.float32)
+        self._binding = self._session.io_binding()
+        _bind(self._binding.bind_input, manifest.inputs[0].name, self._input)
+        self._values: dict[str, NDArray[np.float32]] = {}
+        self._outputs: dict[str, NDArray[Any]] = {}
+        for spec in manifest.outputs:
+            shape = (1, 1, height * manifest.scale, width * manifest.scale)
+            self._values[spec.name] = aligned_empty(shape, np.float32)
+            self._outputs[spec.name] = aligned_empty(shape[2:], self._dtype)
+            _bind(self._binding.bind_output, spec.name, self._values[spec.name])
+
+    def allocate(self, slots: int) -> FramePool:
+        """``slots`` aligned arrays of counts, which :meth:`infer` reads in its prepare pass."""
+        return FramePool([aligned_empty(self._frame_shape_px, self._dtype) for _ in range(slots)])
+
+    def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        """Prepare, run, turn back to counts."""
+        to_network(pixels, self._input[0, 0], bit_depth=self._bit_depth, dark=self._dark, flat=self._flat)
+        self._session.run_with_iobinding(self._binding)
+        for name, values in self._values.items():
+            from_network(values[0, 0], self._outputs[name], bit_depth=self._bit_depth)
+        return self._outputs
+
+    def close(self) -> None:
+        """Nothing to release before the object itself goes."""
+
+
+def _bind(bind: Any, name: str, array: NDArray[np.float32]) -> None:
+    bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)

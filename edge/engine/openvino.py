@@ -1,0 +1,120 @@
+"""OpenVINO on the CPU: the default engine. The frame slot is its input tensor, its output tensor is the tile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as ops
+from openvino.preprocess import PrePostProcessor
+
+from edge.engine.prepare import full_scale
+from edge.errors import ConfigError, EngineError
+from edge.frames import DTYPE, SLOT_ALIGNMENT, FramePool, PixelFormat, aligned_empty
+from export.manifest import Manifest
+
+_TYPE: dict[PixelFormat, ov.Type] = {"mono8": ov.Type.u8, "mono16": ov.Type.u16}
+
+
+class OpenVinoEngine:
+    """One compiled graph, one request, reshaped to one camera.
+
+    The prepare stage (scale, dark, flat) and the way back to counts are nodes of the graph, so a frame costs no pass
+    over memory of ours. The arithmetic is pinned: OpenVINO's own default differs between processors, so would results.
+    """
+
+    backend = "openvino"
+    passes_per_frame = 0
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        frame_shape_px: tuple[int, ...],
+        pixel_format: PixelFormat,
+        *,
+        bit_depth: int,
+        hint: str,
+        dark: NDArray[np.float32] | None,
+        flat: NDArray[np.float32] | None,
+    ) -> None:
+        self.manifest = manifest
+        self._frame_shape_px = frame_shape_px
+        self._dtype = DTYPE[pixel_format]
+        core = ov.Core()
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if hint == "bf16" and not has_bf16:
+            raise ConfigError('This processor has no bf16 arithmetic. Set [engine] hint = "f32" or "auto".')
+        self.precision = ("bf16" if has_bf16 else "f32") if hint == "auto" else hint
+        try:
+            model = core.read_model(path)
+            model.reshape({0: [1, 1, *frame_shape_px]})
+            model = _with_counts(model, _TYPE[pixel_format], full_scale(bit_depth), dark, flat)
+            self._compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": self.precision,
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "NUM_STREAMS": 1,
+                },
+            )
+        except RuntimeError as exc:
+            raise EngineError(f"OpenVINO {ov.__version__} cannot run {path}: {exc}") from exc
+        self._request = self._compiled.create_infer_request()
+        self._tensors: dict[int, ov.Tensor] = {}
+        self._outputs: dict[str, NDArray[Any]] = {
+            spec.name: self._request.get_output_tensor(i).data[0, 0] for i, spec in enumerate(manifest.outputs)
+        }
+
+    def allocate(self, slots: int) -> FramePool:
+        """``slots`` aligned arrays, each wrapped once as an input tensor that shares its memory."""
+        pool = FramePool([aligned_empty(self._frame_shape_px, self._dtype) for _ in range(slots)])
+        for slot in pool.slots:
+            # OpenVINO accepts a misaligned shared array and then copies or slows down: refuse it here.
+            if slot.ctypes.data % SLOT_ALIGNMENT:
+                raise EngineError(f"a frame slot at {slot.ctypes.data:#x} is not aligned to {SLOT_ALIGNMENT} bytes")
+            self._tensors[slot.ctypes.data] = ov.Tensor(slot[np.newaxis, np.newaxis], shared_memory=True)
+        return pool
+
+    def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        """Run the graph on a slot of :meth:`allocate`; the outputs are the request's own memory."""
+        self._request.set_input_tensor(self._tensors[pixels.ctypes.data])
+        self._request.infer()
+        return self._outputs
+
+    def close(self) -> None:
+        """Drop the tensors, so that the slots can be freed."""
+        self._tensors.clear()
+
+
+def _with_counts(
+    model: ov.Model,
+    element_type: ov.Type,
+    full: int,
+    dark: NDArray[np.float32] | None,
+    flat: NDArray[np.float32] | None,
+) -> ov.Model:
+    """Put counts -> 0..1 (less dark, over flat) before the network and 0..1 -> counts after it, as graph nodes."""
+
+    def prepare(node: ov.Output) -> ov.Output:
+        if dark is not None:
+            node = ops.subtract(node, ops.constant(dark[np.newaxis, np.newaxis], np.float32)).output(0)
+        if flat is not None:
+            node = ops.divide(node, ops.constant(flat[np.newaxis, np.newaxis], np.float32)).output(0)
+        return ops.multiply(node, ops.constant(np.float32(1 / full), np.float32)).output(0)
+
+    def count(node: ov.Output) -> ov.Output:
+        return ops.round(ops.multiply(node, ops.constant(np.float32(full), np.float32)), "half_to_even").output(0)
+
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(element_type)
+    steps.input().preprocess().convert_element_type(ov.Type.f32).custom(prepare)
+    for i in range(len(model.outputs)):
+        steps.output(i).postprocess().custom(count)
+        steps.output(i).tensor().set_element_type(element_type)
+    return steps.build()

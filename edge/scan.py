@@ -1,0 +1,135 @@
+"""The raster scan: a plan that can be saved and iterated, and the acquisition that follows it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edge.devices import Camera, Positioner, Trigger
+from edge.errors import CameraTimeoutError, ConfigError
+from edge.frames import Frame, Gap
+from firmware_bridge.pzt import Box, PositionUm
+
+DEFAULT_OVERLAP = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class ScanPoint:
+    """One tile to take: its place in the raster and where the stage goes for it."""
+
+    index: int
+    line: int
+    column: int
+    target_um: PositionUm
+
+
+class ScanPlan(BaseModel):
+    """A step-and-shoot raster, lines always in the same direction (a meander would need a measured backlash offset).
+
+    ``region_um`` is (width x, height y) in stage axes, centred on ``centre_um``. Tiles are squares of ``tile_um``, the
+    inscribed square of the sphere's field; the step is ``tile_um * (1 - overlap)``. The tiles cover the region.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    region_um: tuple[Annotated[float, Field(gt=0, le=10_000)], Annotated[float, Field(gt=0, le=10_000)]]
+    centre_um: PositionUm
+    tile_um: Annotated[float, Field(gt=0)]
+    overlap: Annotated[float, Field(ge=0, lt=0.9)] = DEFAULT_OVERLAP
+    settle_s: Annotated[float, Field(ge=0, le=60)] = 0.0
+
+    @property
+    def step_um(self) -> float:
+        """Distance between neighbouring tiles."""
+        return self.tile_um * (1 - self.overlap)
+
+    @property
+    def columns(self) -> int:
+        """Tiles in a line, along x."""
+        return self._count(self.region_um[0])
+
+    @property
+    def lines(self) -> int:
+        """Lines, along y."""
+        return self._count(self.region_um[1])
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in all."""
+        return self.columns * self.lines
+
+    def points(self) -> Iterator[ScanPoint]:
+        """The tiles in the order they are taken."""
+        for line in range(self.lines):
+            y_um = self.centre_um.y + (line - (self.lines - 1) / 2) * self.step_um
+            for column in range(self.columns):
+                x_um = self.centre_um.x + (column - (self.columns - 1) / 2) * self.step_um
+                target_um = PositionUm(x_um, y_um, self.centre_um.z)
+                yield ScanPoint(line * self.columns + column, line, column, target_um)
+
+    def check(self, limits_um: Box) -> None:
+        """Refuse a plan the stage cannot reach, before anything moves.
+
+        Raises
+        ------
+        ConfigError
+            A tile lies outside ``limits_um``.
+        """
+        for point in self.points():
+            if not limits_um.contains(point.target_um):
+                raise ConfigError(
+                    f"The region {self.region_um[0]:g} x {self.region_um[1]:g} um (x, y) around x {self.centre_um.x:g}, "
+                    f"y {self.centre_um.y:g} um needs the stage at x {point.target_um.x:.2f}, "
+                    f"y {point.target_um.y:.2f} um, outside its travel of x {limits_um.low.x:g} to {limits_um.high.x:g}, y {limits_um.low.y:g} to "
+                    f"{limits_um.high.y:g} um. Choose a smaller region. Nothing was moved."
+                )
+
+    def _count(self, length_um: float) -> int:
+        # A hair less, so that a region of exactly n steps does not become n + 1 tiles by rounding.
+        return 1 + max(0, math.ceil((length_um - self.tile_um) / self.step_um - 1e-9))
+
+
+def inscribed_square_um(field_um: float) -> float:
+    """Side of the square inside a disc of that diameter: the tile a sphere's field gives."""
+    return field_um / math.sqrt(2)
+
+
+def acquire(
+    plan: ScanPlan,
+    stage: Positioner,
+    trigger: Trigger,
+    camera: Camera,
+    *,
+    stop: threading.Event,
+    timeout_s: float = 5.0,
+    on_point: Callable[[ScanPoint], None] = lambda point: None,
+) -> Iterator[Frame | Gap]:
+    """Move, settle, pulse, fetch; one :class:`Frame` or :class:`Gap` a point, in the plan's order.
+
+    The frame's index is the point's, its position is the measured one. The next move begins when the frame is taken
+    over, so the stage travels while the engine works. Ends early when ``stop`` is set.
+
+    Raises
+    ------
+    RefusedError, LinkError
+        From the stage: the scan cannot go on. A missing frame does not end it; that is a gap.
+    """
+    for point in plan.points():
+        if stop.is_set():
+            return
+        position_um = stage.move_to(point.target_um)
+        if stop.wait(plan.settle_s):
+            return
+        on_point(point)
+        trigger.fire()
+        try:
+            frame = camera.next_frame(timeout_s=timeout_s)
+        except CameraTimeoutError as exc:
+            yield Gap(point.index, str(exc))
+        else:
+            yield replace(frame, index=point.index, position_um=position_um)
