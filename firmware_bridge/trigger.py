@@ -154,10 +154,15 @@ def open_trigger(*, chip: int, pin: int, pulse_s: float = 1e-3) -> TriggerLine:
         def _get_board_info(self) -> Lines:
             return Lines()
 
+    class Line(OutputDevice):  # type: ignore[misc]
+        def close(self) -> None:
+            super().close()
+            factory.close()  # the chip, and gpiozero's memory of its pins
+
     try:
         factory = ChipFactory(chip=chip)
         try:
-            return TriggerLine(OutputDevice(pin, pin_factory=factory), pulse_s=pulse_s)
+            return TriggerLine(Line(pin, pin_factory=factory), pulse_s=pulse_s)
         except BaseException:
             factory.close()
             raise

@@ -1,0 +1,345 @@
+"""The stage: one contract on both controllers over pty and TCP, and transcripts of what is said on the wire."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import pytest
+
+from firmware_bridge import gcs
+from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
+from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
+from firmware_bridge.serving import serve_tcp
+from firmware_bridge.simulator import Simulator
+
+SETTLED_WITHIN_UM = 0.005
+
+
+@pytest.fixture(params=["sim:e727", "sim:e517", "tcp:e727", "tcp:e517"])
+def stage(request):
+    wire, _, profile = request.param.partition(":")
+    simulator = Simulator(profile)
+    if wire == "sim":
+        with open_stage(request.param, simulator=simulator) as stage:
+            yield stage
+    else:
+        with serve_tcp(simulator) as server, open_stage(server.address) as stage:
+            stage.behind = simulator
+            yield stage
+
+
+def truth(stage):
+    return (stage.simulator or stage.behind).pose_um()
+
+
+def test_a_stage_is_at_rest_on_its_target_when_a_move_returns(stage):
+    target = PositionUm(61.5, 40.25, 7.125)
+    measured = stage.move_to(target)
+    assert measured == pytest.approx(target, abs=SETTLED_WITHIN_UM)
+    assert truth(stage) == pytest.approx(target, abs=SETTLED_WITHIN_UM)
+    assert stage.position_um() == pytest.approx(target, abs=SETTLED_WITHIN_UM)
+    assert stage.target_um() == pytest.approx(target, abs=1e-4)
+    assert stage.on_target()
+
+
+def test_a_stage_knows_its_travel_and_what_it_is(stage):
+    assert stage.limits_um == Box(PositionUm(0, 0, 0), PositionUm(100, 100, 10))
+    assert stage.profile.model in stage.identity
+    assert stage.simulated
+
+
+@pytest.mark.parametrize(
+    "target",
+    [(math.nan, 50, 5), (50, math.inf, 5), (50, 50, -math.inf), (100.001, 50, 5), (50, -0.001, 5), (50, 50, 10.5)],
+)
+def test_a_target_out_of_range_is_refused_and_not_one_byte_is_sent(target, scripted):
+    stage, wire = closed_loop(scripted, [])
+    before = wire.sent
+    with pytest.raises(OutOfRangeError, match="target"):
+        stage.move_to(PositionUm(*target))
+    assert wire.sent == before
+
+
+def test_a_stop_from_another_thread_ends_the_move_and_nothing_is_out_of_step(stage):
+    stage.set_velocity(velocity_um_s=5)
+    ends = []
+
+    def scan():
+        try:
+            stage.move_to(PositionUm(100, 100, 5), timeout_s=30)
+        except StoppedError as exc:
+            ends.append(exc)
+
+    thread = threading.Thread(target=scan)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while truth(stage).x < 50.01:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    stage.stop()
+    thread.join(10)
+    assert [type(end) for end in ends] == [StoppedError]
+    held = truth(stage)
+    assert held.x < 99
+    assert stage.position_um() == pytest.approx(held, abs=SETTLED_WITHIN_UM)
+    stage.set_velocity(velocity_um_s=2000)
+    assert stage.move_to(PositionUm(50, 50, 5)) == pytest.approx((50, 50, 5), abs=SETTLED_WITHIN_UM)
+
+
+def test_a_stop_at_rest_changes_nothing_and_leaves_no_error(stage):
+    stage.move_to(PositionUm(20, 30, 4))
+    stage.stop()
+    assert truth(stage) == pytest.approx((20, 30, 4), abs=SETTLED_WITHIN_UM)
+    assert stage.move_to(PositionUm(21, 30, 4)).x == pytest.approx(21, abs=SETTLED_WITHIN_UM)
+
+
+def test_parking_retracts_z_and_moves_nothing_else(stage):
+    stage.move_to(PositionUm(20, 30, 4))
+    stage.park()
+    assert truth(stage) == pytest.approx((20, 30, 0), abs=SETTLED_WITHIN_UM)
+
+
+def test_only_one_move_at_a_time(stage):
+    stage.set_velocity(velocity_um_s=5)
+
+    def move():
+        with pytest.raises(StoppedError):
+            stage.move_to(PositionUm(100, 100, 5))
+
+    other = threading.Thread(target=move)
+    other.start()
+    deadline = time.monotonic() + 10
+    while truth(stage).x < 50.01:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    with pytest.raises(RefusedError, match="another move"):
+        stage.move_to(PositionUm(1, 1, 1))
+    stage.stop()
+    other.join(10)
+
+
+def test_a_stage_too_slow_for_its_deadline_is_stopped_and_says_where_it_was(stage):
+    stage.set_velocity(velocity_um_s=5)
+    with pytest.raises(LinkTimeoutError, match="it was at"):
+        stage.move_to(PositionUm(100, 100, 5), timeout_s=0.05)
+    held = truth(stage)
+    assert truth(stage) == held
+
+
+def test_after_a_reboot_a_move_is_refused_until_the_servo_is_closed_again(stage):
+    (stage.simulator or stage.behind).feed(b"RBT\n")
+    with pytest.raises(RefusedError, match="servo"):
+        stage.move_to(PositionUm(51, 50, 5))
+    with pytest.raises(RefusedError, match="servo_on"):
+        stage.move_to(PositionUm(51, 50, 5))
+    stage.servo_on()
+    assert stage.move_to(PositionUm(51, 50, 5)).x == pytest.approx(51, abs=SETTLED_WITHIN_UM)
+
+
+def test_closing_twice_is_closing_once(stage):
+    stage.close()
+    stage.close()
+    with pytest.raises(LinkError, match="closed"):
+        stage.position_um()
+    with pytest.raises(LinkError, match="closed"):
+        stage.stop()
+
+
+@pytest.mark.parametrize("profile", gcs.PROFILES)
+def test_with_the_servo_off_a_move_is_refused_with_what_to_do(profile):
+    simulator = Simulator(profile)
+    with open_stage(f"sim:{profile}", simulator=simulator, enable_servo=False) as stage:
+        with pytest.raises(RefusedError, match="servo_on"):
+            stage.move_to(PositionUm(51, 50, 5))
+        stage.park()  # cannot retract, and does not pretend to
+        assert simulator.pose_um() == PositionUm(50, 50, 5)
+
+
+def test_the_configured_box_narrows_the_travel():
+    box = Box(PositionUm(10, 10, -5), PositionUm(90, 90, 6))
+    with open_stage("sim:", limits_um=box) as stage:
+        assert stage.limits_um == Box(PositionUm(10, 10, 0), PositionUm(90, 90, 6))
+        with pytest.raises(OutOfRangeError, match="outside the limits"):
+            stage.move_to(PositionUm(9, 50, 5))
+
+
+def test_a_step_too_large_is_refused():
+    with open_stage("sim:", max_step_um=5.0, velocity_um_s=2000) as stage:
+        with pytest.raises(OutOfRangeError, match=r"a step of 1\d\.\d+ um"):
+            stage.move_to(PositionUm(65, 50, 5))
+        assert stage.move_to(PositionUm(54, 50, 5)).x == pytest.approx(54, abs=SETTLED_WITHIN_UM)
+
+
+def test_a_simulator_that_is_gone_is_a_link_error():
+    with serve_tcp(Simulator()) as server:
+        stage = open_stage(server.address)
+    with pytest.raises(LinkError):
+        stage.move_to(PositionUm(51, 50, 5))
+    stage.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"port": "sim:e709"}, "no profile"),
+        ({"port": "sim:", "profile": "e709"}, "no profile"),
+        ({"port": "sim:", "velocity_um_s": math.nan}, "velocity"),
+        ({"port": "sim:", "velocity_um_s": 1e9}, "velocity beyond"),
+        ({"port": "sim:", "limits_um": Box(PositionUm(200, 0, 0), PositionUm(300, 1, 1))}, "no position lies both"),
+        ({"port": "/dev/ttyUSB0", "simulator": Simulator()}, "sim:"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused_and_nothing_stays_open(options, says):
+    with pytest.raises(OutOfRangeError, match=says):
+        open_stage(**options)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pzt-simulator")]
+
+
+def test_another_controller_than_the_profile_says_is_refused():
+    with serve_tcp(Simulator("e517")) as server, pytest.raises(RefusedError, match="expected an E-727"):
+        open_stage(server.address, profile="e727")
+
+
+def test_an_error_that_another_client_left_is_cleared_and_reported(caplog):
+    simulator = Simulator()
+    simulator.feed(b"POS? 9\n")
+    with open_stage("sim:", simulator=simulator) as stage:
+        assert stage.move_to(PositionUm(51, 50, 5)).x == pytest.approx(51, abs=SETTLED_WITHIN_UM)
+    assert "before we came" in caplog.text
+
+
+# -- transcripts --------------------------------------------------------------------------------------------------
+
+IDN = (b"*IDN?\n", b"PI, E-727, 1, 2\n")
+OPENING = [
+    IDN,
+    (b"SAI?\n", b"1 \n2 \n3\n"),
+    (b"TMN? 1 2 3\n", b"1=0 \n2=0 \n3=0\n"),
+    (b"TMX? 1 2 3\n", b"1=100 \n2=100 \n3=10\n"),
+]
+MOV = b"MOV 1 10.000000 2 20.000000 3 5.000000\nERR?\n"
+TARGET = PositionUm(10, 20, 5)
+ONT = (b"ONT? 1 2 3\n", b"1=1 \n2=1 \n3=1\n")
+
+
+def closed_loop(scripted, script):
+    link, wire = scripted([*OPENING, (b"SVO? 1 2 3\n", b"1=1 \n2=1 \n3=1\n"), *script])
+    link.identify()
+    return PztStage(link, gcs.PROFILES["e727"]), wire
+
+
+def pos(x, y, z):
+    return (b"POS? 1 2 3\n", f"1={x} \n2={y} \n3={z}\n".encode())
+
+
+def test_a_move_is_one_write_a_poll_of_motion_then_of_target_and_two_readings(scripted):
+    stage, _ = closed_loop(
+        scripted,
+        [(MOV, b"0\n"), (b"\x05", b"3\n"), (b"\x05", b"0\n"), ONT, pos(10.001, 20, 5), pos(10.002, 20, 5)],
+    )
+    assert stage.move_to(TARGET) == (10.002, 20, 5)
+
+
+def test_a_reading_that_was_garbled_on_the_wire_is_read_again(scripted):
+    stage, _ = closed_loop(
+        scripted,
+        [
+            (MOV, b"0\n"),
+            (b"\x05", b"0\n"),
+            ONT,
+            pos(10, 20, 5),
+            pos(18, 20, 5),
+            (b"\x05", b"0\n"),
+            ONT,
+            pos(10, 20, 5),
+            pos(10, 20, 5),
+        ],
+    )
+    assert stage.move_to(TARGET) == TARGET
+
+
+def test_a_move_that_the_controller_refuses_reaches_the_caller_as_what_it_is(scripted):
+    stage, _ = closed_loop(scripted, [(MOV, b"7\n")])
+    with pytest.raises(OutOfRangeError, match=r"MOV 1 10\.000000.*error 7") as refused:
+        stage.move_to(TARGET)
+    assert refused.value.code == 7
+
+
+def test_an_error_that_may_be_anothers_stops_the_stage_before_it_is_reported(scripted):
+    stage, _ = closed_loop(scripted, [(MOV, b"603\n"), (b"\x18", None), (b"ERR?\n", b"10\n")])
+    with pytest.raises(RefusedError, match="over-temperature"):
+        stage.move_to(TARGET)
+
+
+def test_a_stage_that_says_on_target_elsewhere_is_not_believed(scripted):
+    elsewhere = [(b"\x05", b"0\n"), ONT, pos(50, 20, 5), pos(50, 20, 5)]
+    link, _ = scripted(
+        [
+            *OPENING,
+            (b"SVO? 1 2 3\n", b"1=1 \n2=1 \n3=1\n"),
+            (MOV, b"0\n"),
+            *elsewhere,
+            pos(50, 20, 5),
+            (b"\x18", None),
+            (b"ERR?\n", b"10\n"),
+        ]
+    )
+    link.identify()
+    stage = PztStage(link, gcs.PROFILES["e727"], settle_timeout_s=-1.0)  # its deadline is over after one look
+    with pytest.raises(LinkTimeoutError, match=r"it was at \(50, 20, 5\) um"):
+        stage.move_to(TARGET)
+
+
+def test_the_servo_is_closed_after_a_look_and_verified(scripted):
+    link, _ = scripted(
+        [
+            *OPENING,
+            (b"SVO? 1 2 3\n", b"1=0 \n2=0 \n3=0\n"),
+            pos(1, 2, 3),
+            (b"SVO 1 1 2 1 3 1\nERR?\n", b"0\n"),
+            (b"SVO? 1 2 3\n", b"1=1 \n2=0 \n3=1\n"),
+        ]
+    )
+    link.identify()
+    stage = PztStage(link, gcs.PROFILES["e727"])
+    with pytest.raises(RefusedError, match="axis 2 stays off: check the switch"):
+        stage.servo_on()
+
+
+def test_an_e517_is_put_online_before_its_servo_is_closed(scripted):
+    abc = (b"A=1 \nB=1 \nC=1\n",)
+    link, _ = scripted(
+        [
+            (b"*IDN?\n", b"PI, E-517, 1, 2\n"),
+            (b"SAI?\n", b"A \nB \nC\n"),
+            (b"TMN? A B C\n", b"A=0 \nB=0 \nC=0\n"),
+            (b"TMX? A B C\n", b"A=100 \nB=100 \nC=10\n"),
+            (b"POS? A B C\n", b"A=+0012.0000 \nB=1.25000E+01 \nC=3\n"),
+            (b"TPC?\n", b"3\n"),
+            (b"ONL 1 1 2 1 3 1\nERR?\n", b"0\n"),
+            (b"VCO A 1 B 1 C 1\nERR?\n", b"0\n"),
+            (b"SVO A 1 B 1 C 1\nERR?\n", b"0\n"),
+            (b"SVO? A B C\n", *abc),
+            (b"POS? A B C\n", b"A=12 \nB=12.5 \nC=3\n"),
+        ]
+    )
+    link.identify()
+    PztStage(link, gcs.PROFILES["e517"]).servo_on()
+
+
+def test_axes_with_other_names_are_refused(scripted):
+    link, _ = scripted([IDN, (b"SAI?\n", b"X \nY \nZ\n")])
+    link.identify()
+    with pytest.raises(RefusedError, match="axes are"):
+        PztStage(link, gcs.PROFILES["e727"])
+
+
+def test_a_stop_that_comes_before_the_bytes_of_a_move_keeps_them_back(scripted):
+    stage, wire = closed_loop(scripted, [(b"\x18", None), (b"ERR?\n", b"10\n")])
+    began_with = stage._last_stop
+    stage.stop()
+    with pytest.raises(StoppedError):
+        stage._start({"1": 10.0}, began_with)
+    assert b"MOV" not in wire.sent
