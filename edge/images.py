@@ -6,10 +6,11 @@ refused unless its channels are equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tifffile
@@ -18,6 +19,8 @@ from PIL import Image, UnidentifiedImageError
 
 from edge.errors import ConfigError
 from edge.frames import PixelFormat
+
+ResultT = TypeVar("ResultT")
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
@@ -29,7 +32,7 @@ class Stack:
     """Frames of one shape and format.
 
     ``read(i)`` gives frame ``i`` as a (height, width) array of counts and refuses one that does not fit. ``bit_depth``
-    is that of the counts. ``passes`` counts the conversions a read costs (1 for float images).
+    is that of the counts. ``passes`` counts the conversions a read costs (1 for float images). Who opens it closes it.
     """
 
     source: Path
@@ -39,6 +42,7 @@ class Stack:
     bit_depth: int
     passes: int
     read: Callable[[int], NDArray[Any]]
+    close: Callable[[], None]
 
 
 def open_stack(path: Path, *, bit_depth: int | None = None) -> Stack:
@@ -54,8 +58,24 @@ def open_stack(path: Path, *, bit_depth: int | None = None) -> Stack:
     ConfigError
         Missing, empty, of an unsupported kind, colour, with NaN, outside 0..1, or with counts above the bit depth.
     """
-    load, length = _loader(path)
+    load, length, close = _loader(path)
+    with ExitStack() as closing:
+        closing.callback(close)
+        stack = _checked_stack(path, load, length, close, bit_depth)
+        stack.read(0)
+        closing.pop_all()
+    return stack
+
+
+def _checked_stack(
+    path: Path,
+    load: Callable[[int], NDArray[Any]],
+    length: int,
+    close: Callable[[], None],
+    bit_depth: int | None,
+) -> Stack:
     first = load(0)
+    passes = int(first.dtype.kind == "f")
     if first.dtype not in (np.uint8, np.uint16):
         first = _float_counts(first, path, 0)
     pixel_format: PixelFormat = "mono8" if first.dtype == np.uint8 else "mono16"
@@ -66,7 +86,6 @@ def open_stack(path: Path, *, bit_depth: int | None = None) -> Stack:
             f"{path} has {storage_bits}-bit pixels, which cannot hold a bit depth of {depth}. "
             f"Leave --bit-depth out, or give 1 to {storage_bits}."
         )
-    passes = int(load(0).dtype.kind == "f")
 
     def read(index: int) -> NDArray[Any]:
         pixels = load(index)
@@ -84,9 +103,8 @@ def open_stack(path: Path, *, bit_depth: int | None = None) -> Stack:
             )
         return pixels
 
-    read(0)
     height, width = first.shape
-    return Stack(path, length, (height, width), pixel_format, depth, passes, read)
+    return Stack(path, length, (height, width), pixel_format, depth, passes, read, close)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -103,22 +121,27 @@ def list_images(folder: Path) -> list[Path]:
     return files
 
 
-def _loader(path: Path) -> tuple[Callable[[int], NDArray[Any]], int]:
-    """A function that loads frame i unchecked but with one channel, and the number of frames."""
+def _loader(path: Path) -> tuple[Callable[[int], NDArray[Any]], int, Callable[[], None]]:
+    """A function that loads frame i unchecked but with one channel, the number of frames, and what closes the file."""
     if not path.exists():
         raise ConfigError(f"There is no file or folder {path}. Check the path.")
     if path.is_dir():
         files = list_images(path)
-        return lambda index: _one_channel(_read_file(files[index]), files[index]), len(files)
+        return lambda index: _one_channel(_read_file(files[index]), files[index]), len(files), _nothing_to_close
     suffix = path.suffix.lower()
     if suffix == ".npz":
         frames = _read_npz(path)
-        return lambda index: frames[index], len(frames)
+        return lambda index: frames[index], len(frames), _nothing_to_close
     if suffix in TIFF_SUFFIXES:
-        pages = _tiff_pages(path)
-        return lambda index: _one_channel(_translated(path, lambda: pages[index].asarray()), path), len(pages)
+        file = _translated(path, lambda: tifffile.TiffFile(path))
+        pages = _translated(path, lambda: file.pages[:])  # walks the chain of pages: a damaged file shows here
+        return lambda index: _one_channel(_translated(path, pages[index].asarray), path), len(pages), file.close
     image = _one_channel(_read_file(path), path)
-    return lambda index: image, 1
+    return lambda index: image, 1, _nothing_to_close
+
+
+def _nothing_to_close() -> None:
+    """The file was read whole."""
 
 
 def _read_npz(path: Path) -> NDArray[Any]:
@@ -132,7 +155,7 @@ def _read_npz(path: Path) -> NDArray[Any]:
         raise ConfigError(
             f"{path} holds the arrays {', '.join(arrays) or 'none'}: expected one array, or one called 'images'."
         )
-    frames = arrays[name]
+    frames: NDArray[Any] = arrays[name]
     if frames.ndim == 2:
         frames = frames[np.newaxis]
     if frames.ndim != 3 or not len(frames):
@@ -140,21 +163,12 @@ def _read_npz(path: Path) -> NDArray[Any]:
     return frames
 
 
-def _tiff_pages(path: Path) -> Sequence[Any]:
-    def load() -> Sequence[Any]:
-        pages = tifffile.TiffFile(path).pages
-        len(pages)  # walks the chain of pages: a damaged file shows here
-        return pages
-
-    return _translated(path, load)
-
-
 def _read_file(path: Path) -> NDArray[Any]:
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise ConfigError(f"{path} is of an unsupported kind; {_SUPPORTED}.")
     if suffix in TIFF_SUFFIXES:
-        return _translated(path, lambda: tifffile.imread(path, key=0))
+        return _translated(path, lambda: np.asarray(tifffile.imread(path, key=0)))
 
     def load() -> NDArray[Any]:
         with Image.open(path) as image:
@@ -163,7 +177,7 @@ def _read_file(path: Path) -> NDArray[Any]:
     return _translated(path, load)
 
 
-def _translated(path: Path, load: Callable[[], Any]) -> Any:
+def _translated(path: Path, load: Callable[[], ResultT]) -> ResultT:
     """Run a reader of a library; whatever it raises on a damaged file becomes one error of ours."""
     try:
         return load()
@@ -189,7 +203,7 @@ def _float_counts(pixels: NDArray[Any], path: Path, index: int) -> NDArray[np.ui
     if not (low >= 0 and high <= 1):
         found = "has NaN pixels" if np.isnan(low) or np.isnan(high) else f"has values from {low:g} to {high:g}"
         raise ConfigError(f"Frame {index} of {path} {found}: float images must lie in 0..1. Rescale and save it again.")
-    return np.rint(pixels * np.float32(65535)).astype(np.uint16)
+    return np.asarray(np.rint(pixels * np.float32(65535)), np.uint16)
 
 
 def _describe(pixels: NDArray[Any]) -> str:

@@ -80,13 +80,14 @@ class ScanPlan(BaseModel):
         ConfigError
             A tile lies outside ``limits_um``.
         """
+        low, high = limits_um.low, limits_um.high
         for point in self.points():
             if not limits_um.contains(point.target_um):
                 raise ConfigError(
-                    f"The region {self.region_um[0]:g} x {self.region_um[1]:g} um (x, y) around x {self.centre_um.x:g}, "
-                    f"y {self.centre_um.y:g} um needs the stage at x {point.target_um.x:.2f}, "
-                    f"y {point.target_um.y:.2f} um, outside its travel of x {limits_um.low.x:g} to {limits_um.high.x:g}, y {limits_um.low.y:g} to "
-                    f"{limits_um.high.y:g} um. Choose a smaller region. Nothing was moved."
+                    f"The region {self.region_um[0]:g} x {self.region_um[1]:g} um (x, y) around "
+                    f"x {self.centre_um.x:g}, y {self.centre_um.y:g} um needs the stage at x {point.target_um.x:.2f}, "
+                    f"y {point.target_um.y:.2f} um, outside its travel of x {low.x:g} to {high.x:g}, y {low.y:g} to "
+                    f"{high.y:g} um. Choose a smaller region. Nothing was moved."
                 )
 
     def _count(self, length_um: float) -> int:

@@ -1,34 +1,27 @@
-"""Where frames end: the live preview, the snapshot, and the recorder of raw and enhanced images."""
+"""Where live frames end: the preview that viewers see, and the snapshot somebody asked for."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejpeg
-import tifffile
 from numpy.typing import NDArray
 
-from edge.errors import ConfigError, EdgeError
+from edge.errors import EdgeError
 from edge.frames import Frame, Tile
 from edge.meter import FlowMeter
-from edge.ometiff import write_json, write_ome_tiff
-from edge.scan import ScanPlan
 from edge.status import Preview, StatusBoard
-from edge.stitch import Mosaic, crop_square, place
 from firmware_bridge.pzt import PositionUm
 
 OUTSIDE_FIELD_GREY = 96
 """Level of the flat grey where nothing is enhanced, of 255."""
 
 MAX_PREVIEW_SIDE_PX = 1024
-
-_CHANNEL = {"raw": "raw", "enhanced": "enhanced by {model}, not raw data"}
 
 
 class PreviewSink:
@@ -168,154 +161,3 @@ def field_disc(
     y, x = np.ogrid[:height, :width]
     disc: NDArray[np.bool_] = (y - y0) ** 2 + (x - x0) ** 2 <= (diameter_px / 2) ** 2
     return disc
-
-
-class ScanRecorder:
-    """Keeps a scan: raw and enhanced tiles as they come, ``scan.json``, and at the end one mosaic by stage positions.
-
-    Every file on disk is whole. ``scan.json`` says ``"complete": false`` from the first moment until the last tile and
-    the mosaic are there, so a scan that was cut off cannot look like a finished one.
-
-    Parameters
-    ----------
-    folder
-        Must not exist, or be empty.
-    side_px
-        Side of the square that is cropped from each frame around ``centre_px``.
-    a_px_per_um
-        ``stitch.camera_from_stage``.
-    facts
-        Provenance that goes into every file.
-
-    Raises
-    ------
-    ConfigError
-        The folder holds something, or cannot be made.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        plan: ScanPlan,
-        *,
-        side_px: int,
-        centre_px: tuple[float, float] | None,
-        pixel_size_nm: float,
-        a_px_per_um: NDArray[np.float64],
-        facts: Mapping[str, Any],
-    ) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise ConfigError(f"The folder {folder} is not empty. Give another --out; nothing is overwritten.")
-            for kind in ("raw", "enhanced"):
-                (folder / kind).mkdir()
-        except OSError as exc:
-            raise ConfigError(f"The folder {folder} cannot be made: {exc}. Give another --out.") from exc
-        self.folder, self.plan = folder, plan
-        self.mosaic_path: Path | None = None
-        self.missing: dict[int, str] = {}
-        self.tiles: list[dict[str, Any]] = []
-        self._side_px, self._centre_px = side_px, centre_px
-        self._pixel_size_nm, self._a = pixel_size_nm, a_px_per_um
-        self._facts = dict(facts)
-        self._positions_um: list[PositionUm] = []
-        self._position_errors_um: list[float] = []
-        self._closed = False
-        self._write_index(complete=False)
-
-    @property
-    def rms_position_um(self) -> float | None:
-        """Recorded against true position, root mean square; None on a real instrument, whose truth nobody knows."""
-        if not self._position_errors_um:
-            return None
-        return float(np.sqrt(np.mean(np.square(self._position_errors_um))))
-
-    @property
-    def complete(self) -> bool:
-        """Every tile of the plan is on the disk."""
-        return len(self.tiles) == self.plan.tiles
-
-    def write(self, frame: Frame, tile: Tile) -> None:
-        """Save the tile's square, raw and enhanced."""
-        if frame.position_um is None:
-            raise EdgeError("A scan tile came without a stage position; it cannot be placed.")
-        line, column = divmod(frame.index, self.plan.columns)
-        name = f"tile_{line:03d}_{column:03d}.ome.tif"
-        self._positions_um.append(frame.position_um)
-        y_px, x_px = place([self.plan.centre_um, frame.position_um], self._a)[1]
-        record = {
-            "index": frame.index,
-            "line": line,
-            "column": column,
-            "file": name,
-            "position_um": frame.position_um,
-            "t_exposure_end_ns": frame.t_exposure_end_ns,
-        }
-        if frame.true_position_um is not None:
-            record["true_position_um"] = frame.true_position_um
-            error_um = np.subtract(frame.position_um, frame.true_position_um)
-            self._position_errors_um.append(float(np.linalg.norm(error_um)))
-        for kind, image in (("raw", frame.pixels), ("enhanced", tile.shown)):
-            write_ome_tiff(
-                self.folder / kind / name,
-                crop_square(image, side_px=self._side_px, centre_px=self._centre_px),
-                channels=(_CHANNEL[kind].format(**self._facts),),
-                pixel_size_nm=self._pixel_size_nm,
-                facts={**self._facts, "kind": kind, **record},
-                position_um=(x_px * self._pixel_size_nm / 1e3, y_px * self._pixel_size_nm / 1e3),
-            )
-        self.tiles.append(record)
-
-    def skip(self, index: int, reason: str) -> None:
-        """Tile ``index`` is missing, and ``scan.json`` will say why."""
-        self.missing[index] = reason
-
-    def close(self) -> None:
-        """Blend what there is into ``mosaic.ome.tif`` and write the final ``scan.json``."""
-        if self._closed:
-            return
-        self._closed = True
-        taken = {record["index"] for record in self.tiles}
-        for point in self.plan.points():
-            if point.index not in taken:
-                self.missing.setdefault(point.index, "the scan ended before this tile")
-        if self.tiles:
-            self._write_mosaic()
-        self._write_index(complete=self.complete)
-
-    def _write_mosaic(self) -> None:
-        offsets_px = place(self._positions_um, self._a)
-        shape = (self._side_px, self._side_px)
-        channels = []
-        for kind in ("raw", "enhanced"):
-            tiles = [tifffile.imread(self.folder / kind / record["file"]) for record in self.tiles]
-            mosaic = Mosaic(offsets_px, shape, tiles[0].dtype)
-            for number, pixels in enumerate(tiles):
-                mosaic.add(number, pixels)
-            channels.append(mosaic.image())
-        path = self.folder / "mosaic.ome.tif"
-        write_ome_tiff(
-            path,
-            np.stack(channels),
-            channels=tuple(_CHANNEL[kind].format(**self._facts) for kind in ("raw", "enhanced")),
-            pixel_size_nm=self._pixel_size_nm,
-            facts={**self._facts, "complete": self.complete, "placed_by": "stage positions"},
-        )
-        self.mosaic_path = path
-
-    def _write_index(self, *, complete: bool) -> None:
-        write_json(
-            self.folder / "scan.json",
-            {
-                "complete": complete,
-                "plan": self.plan.model_dump(mode="json"),
-                "facts": self._facts,
-                "pixel_size_nm": self._pixel_size_nm,
-                "camera_from_stage_px_per_um": self._a.tolist(),
-                "rms_position_um": self.rms_position_um,
-                "tiles": self.tiles,
-                "missing": self.missing,
-                "mosaic": None if self.mosaic_path is None else self.mosaic_path.name,
-            },
-        )

@@ -1,7 +1,7 @@
 """Where tiles stand in the mosaic, and how they are blended. Pure numpy; positions come from the stage alone.
 
-Frame of the mosaic: x right, y down, in px. When the stage moves by s um a feature moves in the image by ``A @ s`` px, so
-the tile recorded at stage position p stands at ``-A @ (p - p0)``.
+Frame of the mosaic: x right, y down, in px. When the stage moves by s um a feature moves in the image by ``A @ s`` px,
+so the tile recorded at stage position p stands at ``-A @ (p - p0)``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def camera_from_stage(
     pixel_size_nm: float, calibrated: tuple[tuple[float, float], tuple[float, float]] | None = None
 ) -> Matrix:
     """A: (dx, dy) in px that a feature moves for a stage move (sx, sy) in um. Uncalibrated: identity / pixel size."""
-    return np.array(calibrated) if calibrated is not None else np.eye(2) * 1e3 / pixel_size_nm
+    if calibrated is not None:
+        return np.array(calibrated, np.float64)
+    return np.asarray(np.eye(2) * 1e3 / pixel_size_nm)
 
 
 def place(positions_um: Sequence[PositionUm], a_px_per_um: Matrix) -> NDArray[np.float64]:
@@ -32,7 +34,7 @@ def place(positions_um: Sequence[PositionUm], a_px_per_um: Matrix) -> NDArray[np
     """
     p = np.array([(position.x, position.y) for position in positions_um], np.float64)
     xy = -(p - p[0]) @ a_px_per_um.T + 0.0  # + 0.0 turns -0.0 into 0.0
-    return xy[:, ::-1].copy()
+    return np.asarray(xy[:, ::-1], order="C")
 
 
 class Mosaic:

@@ -86,5 +86,6 @@ class ReplayCamera:
         self._pool = None
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Close the file."""
         self.stop()
+        self._stack.close()

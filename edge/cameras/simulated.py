@@ -11,6 +11,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -22,7 +24,7 @@ from edge.frames import DTYPE, Frame, FramePool
 from firmware_bridge.pzt import PositionUm
 from models.errors import ModelsError
 from models.optics import Optics, Sensor, blur
-from models.samples import demo_specimen, load_specimen
+from models.samples import demo_specimen, load_specimen, resample
 
 Image = NDArray[np.float32]
 
@@ -57,14 +59,12 @@ def open_simulated(config: Config, pose_um: Callable[[], PositionUm] | None) -> 
     try:
         optics = Optics(**config.optics.model_dump())
         if config.specimen.path is None:
-            height, width = config.camera.shape_px
-            size_um = TRAVEL_UM + 1.1 * max(height, width) * optics.pixel_size_nm / 1e3
-            specimen = demo_specimen(size_um, optics.pixel_size_nm, seed=config.specimen.seed)
+            size_um = TRAVEL_UM + 1.1 * max(config.camera.shape_px) * optics.pixel_size_nm / 1e3
+            draw = partial(demo_specimen, size_um, optics.pixel_size_nm, seed=config.specimen.seed)
         else:
-            specimen = load_specimen(
-                config.specimen.path, config.specimen.pixel_size_nm, target_pixel_size_nm=optics.pixel_size_nm
-            )
-        return SimulatedCamera(config, optics, specimen, pose_um)
+            specimen = load_specimen(config.specimen.path, config.specimen.pixel_size_nm)
+            draw = partial(resample, specimen, optics.pixel_size_nm)
+        return SimulatedCamera(config, optics, draw, pose_um)
     except ModelsError as exc:
         raise ConfigError(f"The simulated camera cannot be built: {exc}") from exc
 
@@ -74,9 +74,10 @@ class SimulatedCamera:
 
     Parameters
     ----------
-    specimen
-        (height, width) reflectivity 0..1 on the camera's pixel grid, in stage axes; its middle lies under the sphere
-        when the stage stands in the middle of its travel. Beyond its edges lies its median, an empty background.
+    draw_specimen
+        Gives a (height, width) reflectivity 0..1 on the camera's pixel grid, in stage axes; its middle lies under the
+        sphere when the stage stands in the middle of its travel. Beyond its edges lies its median, an empty background.
+        Called in a thread at once and waited for by :meth:`start`, so that the network is compiled meanwhile.
     pose_um
         The true pose of the simulated stage.
     """
@@ -90,7 +91,7 @@ class SimulatedCamera:
         self,
         config: Config,
         optics: Optics,
-        specimen: Image,
+        draw_specimen: Callable[[], Image],
         pose_um: Callable[[], PositionUm],
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
@@ -111,10 +112,11 @@ class SimulatedCamera:
         self._full = (1 << self.bit_depth) - 1
         self._pose_um, self._clock_ns, self._sleep = pose_um, clock_ns, sleep
         self._sensor = Sensor()
-        shape_px = cast("tuple[int, int]", self.shape)
+        shape_px = config.camera.shape_px
         self._light = optics.field_light(shape_px, centre_px=config.sphere.centre_px)
-        self._border = np.float32(np.median(specimen[::4, ::4]))
-        self._specimen = _blurred(specimen, optics.psf())
+        drawing = ThreadPoolExecutor(1, thread_name_prefix="specimen")
+        self._drawn = drawing.submit(_blurred, draw_specimen, optics.psf())
+        drawing.shutdown(wait=False)
         self._look_up = _look_up_map(optics, shape_px, config)
         rng = np.random.default_rng(config.specimen.seed)
         self._noise = rng.standard_normal(shape_px[0] * shape_px[1] + NOISE_BANK_EXTRA, dtype=np.float32)
@@ -133,6 +135,7 @@ class SimulatedCamera:
 
     def start(self, pool: FramePool, *, exposure_s: float, triggered: bool) -> None:
         """Begin exposing; pulses and frames from before are forgotten."""
+        self._specimen, self._border = self._drawn.result()
         self._pool, self._triggered = pool, triggered
         while not self._pulses.empty():
             self._pulses.get_nowait()
@@ -152,7 +155,7 @@ class SimulatedCamera:
             index, t_exposure_end_ns = self._next_tick()
             pose_um = self._pose_um()
         slot = self._pool.acquire(timeout_s=timeout_s)
-        self._expose(pose_um, slot)
+        self.expose(pose_um, slot)
         return Frame(slot, index, t_exposure_end_ns, true_position_um=pose_um)
 
     def stop(self) -> None:
@@ -184,7 +187,7 @@ class SimulatedCamera:
         self._sleep(max(0, due_ns - self._clock_ns()) / 1e9)
         return index, due_ns
 
-    def _expose(self, pose_um: PositionUm, slot: NDArray[Any]) -> None:
+    def expose(self, pose_um: PositionUm, slot: NDArray[Any]) -> None:
         """Write one noisy exposure into the slot, as the sensor's read-out would."""
         mean, sigma = self._counts(pose_um)
         start = int(self._rng.integers(NOISE_BANK_EXTRA))
@@ -246,8 +249,12 @@ def _look_up_map(optics: Optics, shape_px: tuple[int, int], config: Config) -> I
     return np.stack([y, x]).astype(np.float32)
 
 
-def _blurred(specimen: Image, kernel: Image) -> Image:
-    """`blur`, strip by strip: the FFT of the whole specimen would be the largest thing in the process's memory."""
+def _blurred(draw_specimen: Callable[[], Image], kernel: Image) -> tuple[Image, np.float32]:
+    """The blurred specimen, and its median.
+
+    It is blurred strip by strip: the FFT of the whole would be the largest thing in the process's memory.
+    """
+    specimen = draw_specimen()
     half = kernel.shape[0] // 2
     out = np.empty_like(specimen)
     height = specimen.shape[0]
@@ -256,4 +263,4 @@ def _blurred(specimen: Image, kernel: Image) -> Image:
         low = min(low, max(0, high - half - 1))
         strip = blur(specimen[low:high], kernel)
         out[top : top + _BLUR_STRIP_PX] = strip[top - low : top - low + _BLUR_STRIP_PX]
-    return out
+    return out, np.float32(np.median(specimen[::4, ::4]))

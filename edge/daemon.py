@@ -1,0 +1,251 @@
+"""The daemon: opens the instrument, runs one job at a time, keeps the status board true, and stops cleanly.
+
+Threads: the caller of :meth:`Daemon.wait` (heartbeat), "job" (infer, one at a time), "acquire" (inside a job), and the
+web workers, which only read the board and call :meth:`start_live`, :meth:`stop` and :meth:`snapshot`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import platformdirs
+
+from edge import pipeline
+from edge.config import Config
+from edge.errors import BusyError, EdgeError
+from edge.instrument import Instrument, open_instrument
+from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, scan_job
+from edge.observe import observe, observe_stage, utc_now
+from edge.ometiff import write_ome_tiff
+from edge.scan import ScanPlan
+from edge.status import Problem, StageStatus, Status, StatusBoard
+from firmware_bridge.errors import FirmwareError, StoppedError
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.2
+SNAPSHOT_TIMEOUT_S = 2.0
+
+
+class Daemon:
+    """The box as a program.
+
+    Parameters
+    ----------
+    config
+        What to open. :meth:`open` may be called again after it failed.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.instrument: Instrument | None = None
+        self.job: Job | None = None
+        self._starting = threading.Lock()
+        self._beating = threading.Lock()
+        self._problems: dict[str, Problem] = {}
+        self._start_error: str | None = None
+        self._stage: StageStatus | None = None
+        self._begun_ns = time.monotonic_ns()
+        self._quit = threading.Event()
+        self.board = StatusBoard(self._status())
+
+    def open(self) -> Instrument:
+        """Open the instrument. Nothing moves.
+
+        Raises
+        ------
+        EdgeError, FirmwareError
+            A part does not answer or does not fit; the board says so, and the page can be shown.
+        """
+        try:
+            self.instrument = open_instrument(self.config)
+        except (EdgeError, FirmwareError) as exc:
+            self._start_error = str(exc)
+            log.error("the instrument did not start: %s", exc)
+            self.beat()
+            raise
+        self._start_error = None
+        simulated = ", ".join(self.instrument.simulated)
+        log.info(
+            "instrument open: %s, %s on %s %s%s",
+            self.instrument.camera.name,
+            self.instrument.engine.manifest.name,
+            self.instrument.engine.backend,
+            self.instrument.engine.precision,
+            f", SIMULATED {simulated}" if simulated else "",
+        )
+        self.beat()
+        return self.instrument
+
+    def start_live(self, *, frames: int | None = None) -> None:
+        """Begin the live view, for ``frames`` enhanced frames or until stopped. Opens the instrument if need be.
+
+        Raises
+        ------
+        BusyError
+            A job runs already.
+        EdgeError, FirmwareError
+            The instrument does not open.
+        """
+        self._begin(lambda instrument: live_job(instrument, self.board, frames=frames))
+
+    def start_scan(self, plan: ScanPlan, folder: Path) -> None:
+        """Begin a raster scan into ``folder``. Errors as :meth:`start_live`; ConfigError when the folder is in use."""
+        self._begin(lambda instrument: scan_job(instrument, self.board, plan, folder))
+
+    def stop(self) -> None:
+        """STOP: halt the stage ahead of everything queued, end the job, hold position, keep all tiles. Any thread.
+
+        Raises
+        ------
+        FirmwareError
+            The stop could not be sent to the stage. The job was ended all the same.
+        """
+        instrument, job = self.instrument, self.job
+        log.info("STOP")
+        if job is not None:
+            job.stop.set()
+        try:
+            if instrument is not None and instrument.stage is not None:
+                instrument.stage.stop()
+        finally:
+            self._join(timeout_s=FRAME_TIMEOUT_S)
+            self.beat()
+
+    def snapshot(self) -> list[Path]:
+        """Save raw and enhanced of the next frame, with metadata; the two paths.
+
+        Raises
+        ------
+        EdgeError
+            Nothing is live, no frame comes, or the disk refuses.
+        """
+        instrument, job = self.instrument, self.job
+        if instrument is None or job is None or not job.running:
+            raise EdgeError("Nothing is live, so there is nothing to save. Start the live view first.")
+        shot = job.snapshot.take(timeout_s=SNAPSHOT_TIMEOUT_S)
+        folder = self.data_dir / "snapshots"
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+        mark = "_SIMULATED" if instrument.simulated else ""
+        facts = {**instrument.facts(), "frame": shot.index, "taken_utc": stamp}
+        enhanced = f"enhanced by {instrument.engine.manifest.name}, not raw data"
+        paths = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for kind, pixels, channel in (("raw", shot.raw, "raw"), ("enhanced", shot.enhanced, enhanced)):
+                path = folder / f"{stamp}_{kind}{mark}.ome.tif"
+                write_ome_tiff(
+                    path,
+                    pixels,
+                    channels=(channel,),
+                    pixel_size_nm=instrument.pixel_size_nm,
+                    facts={**facts, "kind": kind},
+                )
+                paths.append(path)
+        except OSError as exc:
+            raise EdgeError(f"The snapshot could not be written to {folder}: {exc}.") from exc
+        return paths
+
+    @property
+    def data_dir(self) -> Path:
+        """Where snapshots go."""
+        return self.config.box.data_dir or Path(platformdirs.user_data_dir("superlens", appauthor=False))
+
+    @property
+    def running(self) -> bool:
+        """Whether a job runs."""
+        return self.job is not None and self.job.running
+
+    def wait(self, *, until_job_ends: bool = False) -> None:
+        """Keep the board fresh until :meth:`quit`, or until the job ends. The main thread's place."""
+        while not self._quit.wait(HEARTBEAT_S):
+            self.beat()
+            if until_job_ends and not self.running:
+                break
+
+    def quit(self) -> None:
+        """Ask :meth:`wait` to return; safe in a signal handler."""
+        self._quit.set()
+
+    def close(self) -> None:
+        """End the job, close the instrument, end every stream. May be called twice."""
+        self._quit.set()
+        if self.job is not None:
+            self.job.stop.set()
+            self._join(timeout_s=pipeline.JOIN_TIMEOUT_S + FRAME_TIMEOUT_S)
+        self.board.close()
+        if self.instrument is not None:
+            self.instrument.close()
+            self.instrument = None
+
+    def beat(self) -> None:
+        """Publish a fresh snapshot."""
+        with self._beating:
+            if self.instrument is not None and self.instrument.stage is not None:
+                try:
+                    self._stage = observe_stage(self.instrument.stage)
+                    self._problems.pop("stage", None)
+                except FirmwareError as exc:
+                    self._report("stage", "The stage does not answer", str(exc))
+                    if self._stage is not None:
+                        self._stage = self._stage.model_copy(update={"on_target": None, "error": str(exc)})
+            self.board.publish(self._status())
+
+    def _begin(self, make_job: Callable[[Instrument], Job]) -> None:
+        if not self._starting.acquire(blocking=False):
+            raise BusyError("The instrument is being started. Wait a moment.")
+        try:
+            if self.running:
+                raise BusyError("The instrument is busy with another job. Stop it first.")
+            instrument = self.instrument or self.open()
+            job = make_job(instrument)
+            job.thread = threading.Thread(target=self._run, args=(job,), name="job", daemon=True)
+            self.board.clear_preview()
+            self._problems.pop("job", None)
+            self.job = job
+            job.thread.start()
+        finally:
+            self._starting.release()
+        log.info("%s begins", job.state.value)
+        self.beat()
+
+    def _run(self, job: Job) -> None:
+        """The job thread. Whatever a job raises ends here, once, and is shown."""
+        try:
+            job.work(job)
+        except StoppedError:
+            log.info("the stage was stopped in mid-move")
+        except Exception as exc:
+            job.error = exc
+            self._report("job", f"{job.state.value} ended", str(exc) or type(exc).__name__)
+            log.error("%s ended: %s", job.state.value, exc, exc_info=not isinstance(exc, (EdgeError, FirmwareError)))
+        else:
+            log.info("%s ended after %d frames", job.state.value, job.meter.frames)
+
+    def _join(self, *, timeout_s: float) -> None:
+        job = self.job
+        if job is not None and job.thread is not None and job.thread is not threading.current_thread():
+            job.thread.join(timeout_s)
+
+    def _report(self, key: str, title: str, what_to_do: str) -> None:
+        since_utc = self._problems[key].since_utc if key in self._problems else utc_now()
+        self._problems[key] = Problem(
+            key=key, severity="fault", title=title, what_to_do=what_to_do, since_utc=since_utc
+        )
+
+    def _status(self) -> Status:
+        return observe(
+            self.config,
+            self.instrument,
+            self.job,
+            stage=self._stage,
+            problems=list(self._problems.values()),
+            start_error=self._start_error,
+            begun_ns=self._begun_ns,
+            data_dir=self.data_dir,
+        )

@@ -1,0 +1,161 @@
+"""The instrument: stage, trigger, camera and engine, opened together and closed together, from one configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import __version__
+from edge.cameras import open_camera
+from edge.config import Config
+from edge.devices import Camera, Engine, Trigger
+from edge.engine import check_pixel_size, find_bundle, load_engine
+from edge.errors import ConfigError
+from edge.frames import FramePool
+from edge.pipeline import SLOTS
+from edge.sinks import field_disc
+from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
+from firmware_bridge.trigger import SimulatedTriggerLine, open_trigger
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """Everything a job needs. ``stage`` and ``trigger`` are None where frames are replayed.
+
+    ``simulated`` names the simulated parts; ``field`` is the sphere's disc in the frame, None when the pixel size is
+    unknown or no field is marked.
+    """
+
+    config: Config
+    camera: Camera
+    engine: Engine
+    pool: FramePool
+    stage: PztStage | None
+    trigger: Trigger | None
+    simulated: tuple[str, ...]
+    field: NDArray[np.bool_] | None
+    _closing: ExitStack
+
+    @property
+    def pixel_size_nm(self) -> float | None:
+        """Pixel on the specimen, as the camera says; None is unknown."""
+        return self.camera.pixel_size_nm
+
+    def facts(self) -> dict[str, Any]:
+        """What every file made with this instrument says about its origin."""
+        return {
+            "simulated": list(self.simulated) or False,
+            "camera": self.camera.name,
+            "bit_depth": self.camera.bit_depth,
+            "stage": None if self.stage is None else self.stage.identity,
+            "model": self.engine.manifest.name,
+            "model_sha256": self.engine.manifest.sha256,
+            "trained_on": self.engine.manifest.training_data,
+            "backend": self.engine.backend,
+            "precision": self.engine.precision,
+            "pixel_size_nm": self.pixel_size_nm if self.pixel_size_nm is not None else "unknown",
+            "software": f"superlens {__version__}",
+        }
+
+    def close(self) -> None:
+        """Close all parts, the last opened first. The stage stays where it is."""
+        self._closing.close()
+
+
+def open_instrument(config: Config) -> Instrument:
+    """Open what the configuration names. Nothing moves.
+
+    Raises
+    ------
+    ConfigError
+        The parts do not fit each other or cannot be what the configuration says.
+    EdgeError, FirmwareError
+        A part does not answer; whatever was opened before it is closed again.
+    """
+    bundle = find_bundle(config.engine.model)
+    with ExitStack() as closing:
+        stage = _open_stage(config)
+        if stage is not None:
+            closing.callback(stage.close)
+        simulator = None if stage is None else stage.simulator
+        camera = open_camera(config, pose_um=None if simulator is None else simulator.pose_um)
+        closing.callback(camera.close)
+        check_pixel_size(
+            bundle,
+            config.engine.precision,
+            camera.pixel_size_nm,
+            remedy="Use a model for this pixel size, or correct --pixel-size-nm.",
+        )
+        engine = load_engine(
+            bundle,
+            frame_shape_px=camera.shape,
+            pixel_format=camera.format,
+            bit_depth=camera.bit_depth,
+            backend=config.engine.backend,
+            precision=config.engine.precision,
+            hint=config.engine.hint,
+        )
+        closing.callback(engine.close)
+        trigger = _open_trigger(config, stage)
+        if trigger is not None:
+            closing.callback(trigger.close)
+        hear: Callable[[int, int, PositionUm], None] | None = getattr(camera, "hear", None)
+        if simulator is not None and hear is not None:
+            closing.callback(simulator.on_pulse(hear))
+        simulated = [name for name, part in (("camera", camera), ("stage", stage)) if getattr(part, "simulated", False)]
+        return Instrument(
+            config,
+            camera,
+            engine,
+            engine.allocate(SLOTS),
+            stage,
+            trigger,
+            tuple(simulated),
+            _field(config, camera),
+            closing.pop_all(),
+        )
+
+
+def _open_stage(config: Config) -> PztStage | None:
+    if config.camera.driver == "replay":
+        return None
+    stage = config.stage
+    limits_um = None
+    if (stage.limits_low_um is None) != (stage.limits_high_um is None):
+        raise ConfigError("[stage] has only one of limits_low_um and limits_high_um. Give both, or neither.")
+    if stage.limits_low_um is not None and stage.limits_high_um is not None:
+        limits_um = Box(PositionUm(*stage.limits_low_um), PositionUm(*stage.limits_high_um))
+    return open_stage(
+        stage.port,
+        baud=stage.baud,
+        limits_um=limits_um,
+        velocity_um_s=stage.velocity_um_s,
+        settle_timeout_s=stage.settle_timeout_s,
+        enable_servo=stage.enable_servo,
+    )
+
+
+def _open_trigger(config: Config, stage: PztStage | None) -> Trigger | None:
+    if stage is None:
+        return None
+    if config.trigger.driver == "gpio":
+        if config.trigger.chip is None or config.trigger.pin is None:
+            raise ConfigError('[trigger] driver = "gpio" needs chip and pin, for instance chip = 0, pin = 18.')
+        return open_trigger(chip=config.trigger.chip, pin=config.trigger.pin)
+    if stage.simulator is None:
+        raise ConfigError(
+            '[trigger] driver = "simulated" works with a simulated stage only. Set driver = "gpio" with chip and pin.'
+        )
+    return SimulatedTriggerLine(stage.simulator)
+
+
+def _field(config: Config, camera: Camera) -> NDArray[np.bool_] | None:
+    if config.sphere.field_um is None or camera.pixel_size_nm is None:
+        return None
+    diameter_px = config.sphere.field_um * 1e3 / camera.pixel_size_nm
+    return field_disc(camera.shape, diameter_px=diameter_px, centre_px=config.sphere.centre_px)

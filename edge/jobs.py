@@ -1,0 +1,151 @@
+"""The two jobs of the instrument: a live view and a scan. Each runs in the "job" thread until it ends or is stopped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge import pipeline
+from edge.devices import FrameSink
+from edge.errors import ConfigError
+from edge.instrument import Instrument
+from edge.meter import FlowMeter
+from edge.recorder import ScanRecorder
+from edge.scan import ScanPlan, acquire, inscribed_square_um
+from edge.sinks import PreviewSink, SnapshotSink
+from edge.status import RunState, StatusBoard
+from edge.stitch import camera_from_stage
+
+FRAME_TIMEOUT_S = 5.0
+
+
+@dataclass(slots=True)
+class Job:
+    """One live view or scan: what it is doing, and the event that ends it."""
+
+    state: RunState
+    work: Callable[[Job], None]
+    recorder: ScanRecorder | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    meter: FlowMeter = field(default_factory=FlowMeter)
+    snapshot: SnapshotSink = field(default_factory=SnapshotSink)
+    begun_ns: int = field(default_factory=time.monotonic_ns)
+    error: Exception | None = None
+    thread: threading.Thread | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its thread is alive."""
+        return self.thread is not None and self.thread.is_alive()
+
+
+def live_job(instrument: Instrument, board: StatusBoard, *, frames: int | None = None) -> Job:
+    """A live view: every frame is enhanced, the newest wins (a replay waits instead), ``frames`` of them or no end."""
+    camera = instrument.camera
+
+    def work(job: Job) -> None:
+        camera.start(instrument.pool, exposure_s=instrument.config.camera.exposure_s, triggered=False)
+        try:
+            pipeline.run(
+                pipeline.live(camera, job.stop, timeout_s=FRAME_TIMEOUT_S),
+                instrument.engine,
+                instrument.pool,
+                [preview_sink(instrument, board, job.meter), job.snapshot],
+                policy="lossless" if camera.lossless else "newest",
+                stop=job.stop,
+                meter=job.meter,
+                frames=frames,
+            )
+        finally:
+            camera.stop()
+
+    return Job(RunState.LIVE, work)
+
+
+def plan_scan(instrument: Instrument, *, region_um: tuple[float, float], overlap: float, settle_s: float) -> ScanPlan:
+    """A plan for this instrument: tiles are the inscribed square of the field, centred on the stage's travel.
+
+    Raises
+    ------
+    ConfigError
+        There is no stage, no known pixel size or no field; or the region does not fit the travel.
+    pydantic.ValidationError
+        A value is out of bounds.
+    """
+    if instrument.stage is None:
+        raise ConfigError("A replay has no stage to scan with. Use the simulated camera, or a real one.")
+    field_um = instrument.config.sphere.field_um
+    if instrument.pixel_size_nm is None or field_um is None:
+        raise ConfigError("A scan needs the pixel size (--pixel-size-nm) and [sphere] field_um, to know its tiles.")
+    plan = ScanPlan(
+        region_um=region_um,
+        centre_um=instrument.stage.limits_um.centre,
+        tile_um=inscribed_square_um(field_um),
+        overlap=overlap,
+        settle_s=settle_s,
+    )
+    plan.check(instrument.stage.limits_um)
+    return plan
+
+
+def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder: Path) -> Job:
+    """A raster scan into ``folder``: lossless, and a gap is recorded as a gap.
+
+    Raises
+    ------
+    ConfigError
+        The instrument cannot scan, or the folder is in use.
+    """
+    camera, stage, trigger, pixel_size_nm = (
+        instrument.camera,
+        instrument.stage,
+        instrument.trigger,
+        instrument.pixel_size_nm,
+    )
+    if stage is None or trigger is None or pixel_size_nm is None:
+        raise ConfigError("A scan needs a stage, a trigger and a known pixel size.")
+    sphere = instrument.config.sphere
+    recorder = ScanRecorder(
+        folder,
+        plan,
+        side_px=int(plan.tile_um * 1e3 / pixel_size_nm),
+        centre_px=sphere.centre_px,
+        pixel_size_nm=pixel_size_nm,
+        a_px_per_um=camera_from_stage(pixel_size_nm, sphere.camera_from_stage_px_per_um),
+        facts=instrument.facts(),
+    )
+
+    def work(job: Job) -> None:
+        sinks: list[FrameSink] = [recorder, preview_sink(instrument, board, job.meter), job.snapshot]
+        camera.start(instrument.pool, exposure_s=instrument.config.camera.exposure_s, triggered=True)
+        try:
+            pipeline.run(
+                acquire(plan, stage, trigger, camera, stop=job.stop, timeout_s=FRAME_TIMEOUT_S),
+                instrument.engine,
+                instrument.pool,
+                sinks,
+                policy="lossless",
+                stop=job.stop,
+                meter=job.meter,
+            )
+        finally:
+            camera.stop()
+            recorder.close()
+
+    return Job(RunState.SCANNING, work, recorder)
+
+
+def preview_sink(instrument: Instrument, board: StatusBoard, meter: FlowMeter) -> PreviewSink:
+    """The live picture of this instrument on the board."""
+    preview = instrument.config.preview
+    return PreviewSink(
+        board,
+        meter,
+        bit_depth=instrument.camera.bit_depth,
+        fps=preview.fps,
+        quality=preview.jpeg_quality,
+        field=instrument.field,
+    )

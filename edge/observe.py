@@ -1,0 +1,159 @@
+"""From the running instrument to one frozen :class:`Status`: what the page, the metrics and the log see."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from edge import __version__
+from edge.config import Config
+from edge.instrument import Instrument
+from edge.jobs import Job
+from edge.meter import rss_mb
+from edge.status import (
+    AxisStatus,
+    CameraStatus,
+    EngineStatus,
+    FlowStatus,
+    Percentiles,
+    Problem,
+    RunState,
+    ScanStatus,
+    StageStatus,
+    Status,
+)
+from firmware_bridge.pzt import PztStage
+
+RECENT_FRAMES = 256
+"""Percentiles on the page are over this many newest frames."""
+
+
+def utc_now() -> str:
+    """Wall clock, for people and files; never for arithmetic."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def observe_stage(stage: PztStage) -> StageStatus:
+    """Ask the controller. Raises FirmwareError when it does not answer."""
+    measured, target = stage.position_um(), stage.target_um()
+    limits = stage.limits_um
+    return StageStatus(
+        identity=stage.identity,
+        axes=tuple(
+            AxisStatus(name=name, measured_um=m, target_um=t, low_um=low, high_um=high)
+            for name, m, t, low, high in zip(("x", "y", "z"), measured, target, limits.low, limits.high, strict=True)
+        ),
+        on_target=stage.on_target(),
+        servo_on=stage.servo_is_on(),
+    )
+
+
+def observe(
+    config: Config,
+    instrument: Instrument | None,
+    job: Job | None,
+    *,
+    stage: StageStatus | None,
+    problems: Sequence[Problem],
+    start_error: str | None,
+    begun_ns: int,
+    data_dir: Path,
+) -> Status:
+    """One snapshot. ``stage`` is what :func:`observe_stage` last gave."""
+    state = _state(job, start_error)
+    flow = FlowStatus() if job is None else job.meter.flow()
+    if job is not None and not job.running:
+        # A rate that stays on view after frames stop is a lie.
+        flow = flow.model_copy(update={"capture_fps": None, "inference_fps": None, "preview_fps": None})
+    now_ns = time.monotonic_ns()
+    return Status(
+        name=config.box.name,
+        version=__version__,
+        state=state,
+        note=_note(state, flow, job, opened=instrument is not None),
+        simulated=() if instrument is None else instrument.simulated,
+        start_error=start_error,
+        problems=tuple(problems),
+        camera=None if instrument is None else _camera(instrument),
+        engine=None if instrument is None else _engine(instrument, job),
+        stage=stage,
+        flow=flow,
+        scan=None if job is None else _scan(job),
+        pixel_size_nm=None if instrument is None else instrument.pixel_size_nm,
+        field_um=None if instrument is None or instrument.field is None else config.sphere.field_um,
+        field_centre_px=config.sphere.centre_px,
+        rss_mb=rss_mb(),
+        disk_free_mb=_disk_free_mb(data_dir),
+        uptime_s=(now_ns - begun_ns) / 1e9,
+        box_utc=utc_now(),
+        box_monotonic_ns=now_ns,
+    )
+
+
+def _state(job: Job | None, start_error: str | None) -> RunState:
+    if start_error is not None:
+        return RunState.FAULT
+    if job is None:
+        return RunState.IDLE
+    if job.running:
+        return job.state
+    return RunState.IDLE if job.error is None else RunState.FAULT
+
+
+def _note(state: RunState, flow: FlowStatus, job: Job | None, *, opened: bool) -> str:
+    if not opened:
+        return "starting" if state is RunState.IDLE else "not started"
+    if state is RunState.SCANNING and job is not None and job.recorder is not None:
+        return f"tile {len(job.recorder.tiles)} of {job.recorder.plan.tiles}"
+    if state is RunState.LIVE:
+        return f"{flow.inference_fps:.1f} frames/s" if flow.inference_fps is not None else "first frame"
+    return "see Health" if state is RunState.FAULT else "ready"
+
+
+def _camera(instrument: Instrument) -> CameraStatus:
+    camera = instrument.camera
+    return CameraStatus(
+        name=camera.name,
+        shape_px=camera.shape,
+        format=camera.format,
+        bit_depth=camera.bit_depth,
+        frame_time_s=camera.frame_time_s,
+    )
+
+
+def _engine(instrument: Instrument, job: Job | None) -> EngineStatus:
+    manifest = instrument.engine.manifest
+    return EngineStatus(
+        model=manifest.name,
+        task=manifest.task,
+        trained_on=manifest.training_data,
+        backend=instrument.engine.backend,
+        precision=instrument.engine.precision,
+        sha256=manifest.sha256,
+        engine_s=Percentiles() if job is None else job.meter.engine_s(RECENT_FRAMES),
+    )
+
+
+def _scan(job: Job) -> ScanStatus | None:
+    recorder = job.recorder
+    if recorder is None:
+        return None
+    total, taken = recorder.plan.tiles, len(recorder.tiles) + len(recorder.missing)
+    elapsed_s = (time.monotonic_ns() - job.begun_ns) / 1e9
+    return ScanStatus(
+        name=recorder.folder.name,
+        tiles=total,
+        done=len(recorder.tiles),
+        missing=len(recorder.missing),
+        eta_s=elapsed_s / taken * (total - taken) if job.running and taken else None,
+        folder=str(recorder.folder),
+        complete=None if job.running else recorder.complete,
+    )
+
+
+def _disk_free_mb(folder: Path) -> float | None:
+    existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    return None if existing is None else shutil.disk_usage(existing).free / 2**20

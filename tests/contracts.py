@@ -1,0 +1,138 @@
+"""What every implementation of a Protocol must do: one class each, run on simulators and on hardware alike.
+
+A test module subclasses the contract and gives the fixture that makes the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from edge.devices import Camera, Engine, Trigger
+from edge.engine.prepare import full_scale
+from edge.errors import CameraError, CameraTimeoutError
+from edge.frames import DTYPE, FramePool, aligned_empty
+
+
+def pool_for(camera: Camera, slots: int = 3) -> FramePool:
+    """A pool of plain memory for a camera under test."""
+    return FramePool([aligned_empty(camera.shape, DTYPE[camera.format]) for _ in range(slots)])
+
+
+class CameraContract:
+    """Needs a fixture ``camera``: free-running, able to deliver at least five frames."""
+
+    def test_it_fills_the_memory_it_is_given(self, camera: Camera) -> None:
+        pool = pool_for(camera)
+        camera.start(pool, exposure_s=0.005, triggered=False)
+        frame = camera.next_frame(timeout_s=5)
+        assert any(frame.pixels is slot for slot in pool.slots)
+        assert frame.pixels.shape == camera.shape
+        assert int(frame.pixels.max()) <= full_scale(camera.bit_depth)
+
+    def test_frames_are_numbered_in_order_and_stamped_with_a_growing_time(self, camera: Camera) -> None:
+        pool = pool_for(camera)
+        camera.start(pool, exposure_s=0.005, triggered=False)
+        seen = []
+        for _ in range(5):
+            frame = camera.next_frame(timeout_s=5)
+            seen.append((frame.index, frame.t_exposure_end_ns))
+            pool.release(frame.pixels)
+        assert seen == sorted(set(seen))
+        assert seen[0][0] == 0
+
+    def test_a_pool_that_nobody_empties_is_a_timeout_and_loses_no_slot(self, camera: Camera) -> None:
+        pool = pool_for(camera, slots=1)
+        camera.start(pool, exposure_s=0.005, triggered=False)
+        held = camera.next_frame(timeout_s=5)
+        with pytest.raises(CameraTimeoutError, match="slots"):
+            camera.next_frame(timeout_s=0.01)
+        pool.release(held.pixels)
+        assert pool.free == 1
+
+    def test_a_camera_that_was_not_started_says_so(self, camera: Camera) -> None:
+        with pytest.raises(CameraError, match="not started"):
+            camera.next_frame(timeout_s=0.01)
+
+    def test_it_starts_again_after_a_stop(self, camera: Camera) -> None:
+        for _ in range(2):
+            camera.start(pool_for(camera), exposure_s=0.005, triggered=False)
+            assert camera.next_frame(timeout_s=5).index == 0
+            camera.stop()
+
+    def test_closing_twice_is_harmless(self, camera: Camera) -> None:
+        camera.close()
+        camera.close()
+
+
+class EngineContract:
+    """Needs a fixture ``load``: ``load(gain=1.0, **arguments)`` gives an engine that multiplies by ``gain``."""
+
+    @pytest.mark.parametrize(
+        ("pixel_format", "bit_depth"), [("mono8", 8), ("mono16", 16), ("mono16", 12), ("mono8", 7)]
+    )
+    def test_counts_come_back_as_they_went_in_through_an_identity(
+        self, load: Callable[..., Engine], pixel_format: str, bit_depth: int
+    ) -> None:
+        engine = load(pixel_format=pixel_format, bit_depth=bit_depth, hint="f32", frame_shape_px=(31, 47))
+        pool = engine.allocate(2)
+        for seed in range(3):
+            slot = pool.acquire(timeout_s=0)
+            slot[:] = np.random.default_rng(seed).integers(0, 1 << bit_depth, (31, 47))
+            (output,) = engine.infer(slot).values()
+            np.testing.assert_array_equal(output, slot)
+            assert output.dtype == slot.dtype
+            pool.release(slot)
+
+    def test_the_clamp_of_the_graph_is_full_scale(self, load: Callable[..., Engine]) -> None:
+        engine = load(gain=2.0, hint="f32")
+        slot = engine.allocate(1).acquire(timeout_s=0)
+        slot[:] = 200
+        (output,) = engine.infer(slot).values()
+        assert output.min() == output.max() == 255
+
+    def test_it_reads_the_slot_and_not_a_copy_of_an_earlier_one(self, load: Callable[..., Engine]) -> None:
+        engine = load(hint="f32")
+        slot = engine.allocate(1).acquire(timeout_s=0)
+        for level in (10, 20):
+            slot[:] = level
+            (output,) = engine.infer(slot).values()
+            assert output.max() == level
+
+    def test_outputs_are_named_as_in_the_manifest(self, load: Callable[..., Engine]) -> None:
+        engine = load()
+        outputs = engine.infer(engine.allocate(1).acquire(timeout_s=0))
+        assert list(outputs) == [spec.name for spec in engine.manifest.outputs]
+
+    def test_dark_and_flat_are_applied_as_the_reference_says(self, load: Callable[..., Engine]) -> None:
+        rng = np.random.default_rng(1)
+        dark = rng.uniform(0, 20, (32, 48)).astype(np.float32)
+        flat = rng.uniform(0.5, 1.5, (32, 48)).astype(np.float32)
+        engine = load(hint="f32", dark=dark, flat=flat, frame_shape_px=(32, 48))
+        slot = engine.allocate(1).acquire(timeout_s=0)
+        slot[:] = rng.integers(30, 120, slot.shape)
+        expected = np.clip((slot - dark) / flat, 0, 255)
+        (output,) = engine.infer(slot).values()
+        assert np.abs(output - expected).max() <= 0.5 + 255e-4
+
+    def test_closing_twice_is_harmless(self, load: Callable[..., Engine]) -> None:
+        engine = load()
+        engine.close()
+        engine.close()
+
+
+class TriggerContract:
+    """Needs fixtures ``trigger`` and ``pulses``: the list that the other end of the line grows by one a pulse."""
+
+    def test_one_fire_is_one_pulse_and_it_was_sent_when_fire_returns(
+        self, trigger: Trigger, pulses: list[object]
+    ) -> None:
+        for expected in (1, 2, 3):
+            trigger.fire()
+            assert len(pulses) == expected
+
+    def test_closing_twice_is_harmless(self, trigger: Trigger) -> None:
+        trigger.close()
+        trigger.close()

@@ -1,0 +1,66 @@
+"""The configuration: what it accepts, and that every refusal names the key, the value and what was expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge.config import Config, load_config
+from edge.errors import ConfigError
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_toml(text: str) -> Path:
+        path = tmp_path / "superlens.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_toml
+
+
+def test_no_file_is_a_wholly_simulated_instrument() -> None:
+    config = load_config()
+    assert (config.camera.driver, config.stage.port, config.web.host) == ("simulated", "sim:e727", "127.0.0.1")
+
+
+def test_a_file_is_read_and_the_command_line_lies_over_it(write) -> None:
+    path = write('[camera]\nfps = 10\n[box]\nname = "bench 3"\n')
+    config = load_config(path, {"camera": {"fps": 20.0, "bit_depth": None}})
+    assert (config.camera.fps, config.camera.bit_depth, config.box.name) == (20.0, None, "bench 3")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[camera]\nfpss = 10\n", r"camera\.fpss: unknown key; known here: .*fps"),
+        ("[lens]\nx = 1\n", r"lens: unknown key; known here: .*camera"),
+        ("[camera]\nfps = -1\n", r"camera\.fps: .*greater than 0.*found -1"),
+        ("[camera]\nshape_px = [8, 512]\n", r"camera\.shape_px\.0: .*16.*found 8"),
+        ('[engine]\nbackend = "tflite"\n', r"engine\.backend: .*openvino.*found 'tflite'"),
+        ('[web]\nhost = "0.0.0.0"\n', r"web\.host: .*needs a password"),
+        ("[web]\nport = 70000\n", r"web\.port: .*65535"),
+        ("not toml", "no valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_what_was_expected(write, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(text))
+
+
+def test_all_faults_are_listed_at_once(write) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write("[camera]\nfps = -1\n[web]\nport = 0\n"))
+    assert "camera.fps" in str(caught.value)
+    assert "web.port" in str(caught.value)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No configuration file at"):
+        load_config(tmp_path / "absent.toml")
+
+
+def test_a_configuration_cannot_be_changed_later() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().camera.fps = 3  # type: ignore[misc]

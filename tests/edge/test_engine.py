@@ -1,0 +1,115 @@
+"""Every back end against the engine contract, and what `load_engine` refuses."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.devices import Engine
+from edge.engine import BACKENDS, check_pixel_size, find_bundle, load_engine
+from edge.engine.prepare import from_network, to_network
+from edge.errors import ConfigError, EngineError
+from export.manifest import load_bundle
+from tests.contracts import EngineContract
+
+DEFAULTS: dict[str, Any] = {"frame_shape_px": (32, 48), "pixel_format": "mono8", "bit_depth": 8}
+
+
+class TestOpenVino(EngineContract):
+    @pytest.fixture
+    def load(self, bundle_with_gain: Callable[[float], Path]) -> Callable[..., Engine]:
+        return lambda gain=1.0, **arguments: load_engine(
+            load_bundle(bundle_with_gain(gain)), **{**DEFAULTS, **arguments}, backend="openvino"
+        )
+
+    def test_no_host_pass_is_needed(self, load: Callable[..., Engine]) -> None:
+        assert load().passes_per_frame == 0
+
+    def test_the_arithmetic_is_pinned_and_shown(self, load: Callable[..., Engine]) -> None:
+        assert load(hint="f32").precision == "f32"
+        assert load(hint="auto").precision in ("bf16", "f32")
+
+    def test_slots_are_aligned(self, load: Callable[..., Engine]) -> None:
+        assert all(slot.ctypes.data % 64 == 0 for slot in load(frame_shape_px=(17, 19)).allocate(4).slots)
+
+
+class TestOnnxRuntime(EngineContract):
+    @pytest.fixture
+    def load(self, bundle_with_gain: Callable[[float], Path]) -> Callable[..., Engine]:
+        return lambda gain=1.0, **arguments: load_engine(
+            load_bundle(bundle_with_gain(gain)), **{**DEFAULTS, **arguments}, backend="onnxruntime"
+        )
+
+    def test_its_two_passes_are_counted(self, load: Callable[..., Engine]) -> None:
+        assert load().passes_per_frame == 2
+
+    def test_bf16_is_refused(self, load: Callable[..., Engine]) -> None:
+        with pytest.raises(ConfigError, match="no bf16"):
+            load(hint="bf16")
+
+
+def test_a_missing_back_end_names_the_extra_and_nothing_takes_its_place(
+    identity_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(EngineError, match=r"pip install 'superlens\[export\]'"):
+        load_engine(load_bundle(identity_bundle), **DEFAULTS, backend="onnxruntime")
+
+
+def test_every_back_end_of_the_table_can_be_imported() -> None:
+    for where in BACKENDS.values():
+        module, name = where.split(":")
+        assert hasattr(importlib.import_module(module), name)
+
+
+def test_a_bit_depth_that_does_not_fit_the_format_is_refused(identity_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="bit depth of 12 does not fit mono8"):
+        load_engine(load_bundle(identity_bundle), **{**DEFAULTS, "bit_depth": 12})
+
+
+def test_a_frame_smaller_than_the_model_takes_is_refused(identity_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="at least 16 x 16"):
+        load_engine(load_bundle(identity_bundle), **{**DEFAULTS, "frame_shape_px": (15, 48)})
+
+
+def test_a_model_file_with_a_wrong_hash_is_refused(identity_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(identity_bundle, tmp_path / "changed")
+    with (bundle / "gain_fp32.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ConfigError, match=r"SHA-256.*superlens-export convert"):
+        load_engine(load_bundle(bundle), **DEFAULTS)
+
+
+def test_a_model_that_is_not_there_lists_those_that_are() -> None:
+    with pytest.raises(ConfigError, match=r"superlens ships with: .*enhance-rt"):
+        find_bundle("no-such-model")
+
+
+@pytest.mark.parametrize("pixel_size_nm", [None, 48.0, 52.9, 43.4])
+def test_a_pixel_size_that_is_unknown_or_near_is_accepted(identity_bundle: Path, pixel_size_nm: float | None) -> None:
+    check_pixel_size(load_bundle(identity_bundle), "fp32", pixel_size_nm, remedy="")
+
+
+@pytest.mark.parametrize("pixel_size_nm", [53.1, 43.2, 100.0])
+def test_a_pixel_size_more_than_ten_percent_off_is_refused(identity_bundle: Path, pixel_size_nm: float) -> None:
+    with pytest.raises(ConfigError, match="Do this"):
+        check_pixel_size(load_bundle(identity_bundle), "fp32", pixel_size_nm, remedy="Do this.")
+
+
+def test_the_prepare_reference_and_its_way_back_are_inverse() -> None:
+    counts = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    values, back = np.empty((64, 64), np.float32), np.empty_like(counts)
+    to_network(counts, values, bit_depth=12)
+    assert values.min() == 0
+    assert values.max() == pytest.approx(1)
+    from_network(values, back, bit_depth=12)
+    np.testing.assert_array_equal(back, counts)

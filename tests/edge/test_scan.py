@@ -1,0 +1,133 @@
+"""The plan as a value, and the acquisition that follows it, against a stage and a camera of a few lines."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from edge.errors import CameraTimeoutError, ConfigError
+from edge.frames import Frame, Gap
+from edge.scan import ScanPlan, acquire, inscribed_square_um
+from firmware_bridge.errors import OutOfRangeError
+from firmware_bridge.pzt import Box, PositionUm
+
+CENTRE = PositionUm(50, 50, 5)
+TRAVEL = Box(PositionUm(0, 0, 0), PositionUm(100, 100, 10))
+
+
+def plan(width: float = 30, height: float = 20, **arguments) -> ScanPlan:
+    return ScanPlan(region_um=(width, height), **{"centre_um": CENTRE, "tile_um": 10.0, **arguments})
+
+
+@given(st.floats(1, 90), st.floats(1, 90), st.floats(0, 0.8))
+def test_the_tiles_cover_the_region_and_overlap_as_asked(width: float, height: float, overlap: float) -> None:
+    raster = plan(width, height, overlap=overlap)
+    points = list(raster.points())
+    assert len(points) == raster.tiles == raster.columns * raster.lines
+    xs, ys = sorted({p.target_um.x for p in points}), sorted({p.target_um.y for p in points})
+    for values, centre, length in ((xs, CENTRE.x, width), (ys, CENTRE.y, height)):
+        assert values[0] - 5 <= centre - length / 2 + 1e-6
+        assert values[-1] + 5 >= centre + length / 2 - 1e-6
+        if len(values) > 1:
+            np.testing.assert_allclose(np.diff(values), 10 * (1 - overlap), atol=1e-6)
+
+
+def test_lines_run_in_the_same_direction() -> None:
+    points = list(plan().points())
+    by_line = [[p.target_um.x for p in points if p.line == line] for line in range(plan().lines)]
+    assert all(xs == sorted(xs) for xs in by_line)
+    assert [p.index for p in points] == list(range(len(points)))
+
+
+def test_a_region_of_exactly_one_tile_is_one_tile() -> None:
+    assert plan(10, 10).tiles == 1
+    assert plan(18.5, 10, overlap=0.15).columns == 2
+
+
+def test_a_plan_survives_being_saved() -> None:
+    raster = plan(overlap=0.3)
+    assert ScanPlan.model_validate_json(raster.model_dump_json()) == raster
+
+
+def test_a_region_beyond_the_travel_is_refused_before_anything_moves() -> None:
+    with pytest.raises(ConfigError, match=r"Choose a smaller region. Nothing was moved"):
+        plan(120, 20).check(TRAVEL)
+    plan(90, 90).check(TRAVEL)
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 0.95, float("nan")])
+def test_an_impossible_overlap_is_refused(overlap: float) -> None:
+    with pytest.raises(ValidationError):
+        plan(overlap=overlap)
+
+
+def test_the_tile_is_the_inscribed_square_of_the_field() -> None:
+    assert inscribed_square_um(16.0) == pytest.approx(11.314, abs=1e-3)
+
+
+class FakeStage:
+    limits_um = TRAVEL
+
+    def __init__(self) -> None:
+        self.moves: list[PositionUm] = []
+
+    def move_to(self, target_um: PositionUm, *, timeout_s: float = 5.0) -> PositionUm:
+        self.moves.append(target_um)
+        return target_um._replace(x=target_um.x + 0.001)
+
+
+class FakeCamera:
+    """Delivers one frame a pulse, except those in ``lost``."""
+
+    def __init__(self, lost: tuple[int, ...] = ()) -> None:
+        self.pulses = -1
+        self._lost = lost
+
+    def fire(self) -> None:
+        self.pulses += 1
+
+    def next_frame(self, *, timeout_s: float) -> Frame:
+        if self.pulses in self._lost:
+            raise CameraTimeoutError("no frame")
+        return Frame(np.zeros((2, 2), np.uint8), 1000 + self.pulses, 0)
+
+
+def test_every_tile_is_moved_to_pulsed_once_and_carries_its_measured_position() -> None:
+    stage, camera = FakeStage(), FakeCamera()
+    items = list(acquire(plan(), stage, camera, camera, stop=threading.Event()))
+    targets = [p.target_um for p in plan().points()]
+    assert stage.moves == targets
+    assert camera.pulses == len(targets) - 1
+    assert [item.index for item in items] == list(range(len(targets)))
+    assert [item.position_um.x for item in items] == [t.x + 0.001 for t in targets]
+
+
+def test_a_frame_that_does_not_come_is_a_gap_and_the_scan_goes_on() -> None:
+    camera = FakeCamera(lost=(2,))
+    items = list(acquire(plan(), FakeStage(), camera, camera, stop=threading.Event()))
+    assert [item.index for item in items if isinstance(item, Gap)] == [2]
+    assert len(items) == plan().tiles
+
+
+def test_a_refused_move_ends_the_scan() -> None:
+    class Refusing(FakeStage):
+        def move_to(self, target_um: PositionUm, *, timeout_s: float = 5.0) -> PositionUm:
+            raise OutOfRangeError("no")
+
+    camera = FakeCamera()
+    with pytest.raises(OutOfRangeError):
+        list(acquire(plan(), Refusing(), camera, camera, stop=threading.Event()))
+    assert camera.pulses == -1
+
+
+def test_stop_ends_the_scan_before_the_next_move() -> None:
+    stage, camera, stop = FakeStage(), FakeCamera(), threading.Event()
+    for item in acquire(plan(), stage, camera, camera, stop=stop):
+        if item.index == 1:
+            stop.set()
+    assert len(stage.moves) == 2
