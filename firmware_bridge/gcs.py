@@ -17,7 +17,6 @@ from .errors import OutOfRangeError, ProtocolError
 MOVING, READY, GENERATING, STOP = b"\x05", b"\x07", b"\x09", b"\x18"
 CONTROL_BYTES = MOVING + READY + GENERATING + STOP
 READY_REPLY = "\xb1"
-BUSY_REPLY = "\xb0"
 # Bytes 0x80-0xFF occur (READY_REPLY), and this codec loses none.
 ENCODING = "latin-1"
 # Longer than any reply of three axes; a device that talks on without ever ending a reply is not a controller.
@@ -25,7 +24,6 @@ LONGEST_REPLY_BYTES = 65536
 
 SYNTAX, UNKNOWN_COMMAND, SERVO_OFF, POSITION_LIMITS, VELOCITY_LIMITS, STOPPED = 1, 2, 5, 7, 8, 10
 BAD_AXIS, OUT_OF_RANGE, WRONG_COUNT, BAD_NUMBER, MISSING_ARGUMENT, UNKNOWN_PARAMETER = 15, 17, 24, 25, 26, 54
-PROTECTED = 60
 MEANING = {
     SYNTAX: "syntax error",
     UNKNOWN_COMMAND: "unknown command",
@@ -39,7 +37,7 @@ MEANING = {
     BAD_NUMBER: "not a number",
     MISSING_ARGUMENT: "an argument is missing",
     UNKNOWN_PARAMETER: "unknown parameter",
-    PROTECTED: "parameter is protected by the command level",
+    60: "parameter is protected by the command level",
     61: "autozero is running",
     63: "the controller is initialising",
     73: "the wave generator is running",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from . import gcs
-from .errors import LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
+from .errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
 from .link import Link, open_transport
 from .position import Box as Box
 from .position import PositionUm as PositionUm
@@ -190,8 +190,7 @@ class PztStage:
                         f"a step of {step_um:.3f} um to {target_um}: at most {self._max_step_um:g} um are "
                         "allowed; go there in smaller steps"
                     )
-            self._start(dict(zip(self.profile.axes, target_um, strict=True)), last_stop)
-            return self._settle(target_um, last_stop, timeout_s)
+            return self._move(dict(zip(self.profile.axes, target_um, strict=True)), target_um, last_stop, timeout_s)
         finally:
             self._move_lock.release()
 
@@ -209,8 +208,7 @@ class PztStage:
         with self._move_lock:
             last_stop = self._last_stop
             target_um = self.position_um()._replace(z=self.limits_um.low.z)
-            self._start({self.profile.axes[2]: target_um.z}, last_stop)
-            self._settle(target_um, last_stop, 5.0)
+            self._move({self.profile.axes[2]: target_um.z}, target_um, last_stop, 5.0)
 
     def stop(self) -> None:
         """Stop all axes at once (#24), past any request that waits; a move under way ends with a StoppedError.
@@ -239,10 +237,13 @@ class PztStage:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, targets_um: Mapping[str, float], last_stop: object) -> None:
+    def _move(
+        self, command_um: Mapping[str, float], target_um: PositionUm, last_stop: object, timeout_s: float
+    ) -> PositionUm:
         try:
-            self._set("MOV", targets_um, before_sending=lambda: self._check_stopped(last_stop))
-        except OutOfRangeError:
+            self._set("MOV", command_um, before_sending=lambda: self._check_stopped(last_stop))
+            return self._settle(target_um, last_stop, timeout_s)
+        except (OutOfRangeError, StoppedError):
             raise
         except RefusedError as exc:
             self._check_stopped(last_stop)
@@ -250,6 +251,12 @@ class PztStage:
                 self._ready = False  # a reboot or the front panel: to be enabled again knowingly
             else:
                 self.stop()  # the error may have been another's, and the stage moving all the same
+            raise
+        except LinkError:
+            try:
+                self.stop()
+            except LinkError as exc:
+                log.error("the stage could not be stopped, and may be moving: %s", exc)
             raise
 
     def _settle(self, target_um: PositionUm, last_stop: object, timeout_s: float) -> PositionUm:
@@ -266,11 +273,9 @@ class PztStage:
                     elif _distance_um(second_um, target_um) <= self._tolerance_um:
                         return second_um
             if time.monotonic() > deadline:
-                where_um = self.position_um()
-                self.stop()
                 raise LinkTimeoutError(
-                    f"not settled on {target_um} within {timeout_s:g} s, or {self._settle_timeout_s:g} s after "
-                    f"the motion: it was at {where_um} and was stopped; check servo, load and velocity"
+                    f"not settled on {target_um} within {timeout_s:g} s, or {self._settle_timeout_s:g} s after the "
+                    f"motion: it was at {self.position_um()} and is stopped now; check servo, load and velocity"
                 )
             time.sleep(POLL_S)
 

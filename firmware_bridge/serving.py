@@ -124,11 +124,13 @@ def serve_tcp(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) -> S
                 ready = select.select(sources, [], [])[0]
                 if awake in ready:
                     return
-                if client is not None and client in ready and not _serve_client(simulator, client, awake):
-                    client.close()
-                    client = None
-                    simulator.forget_input()
-                if listener in ready:
+                # The client first, to the end of what it said: it may have gone, and the newcomer be the next one.
+                if client is not None and client in ready:
+                    if not _serve_client(simulator, client, awake):
+                        client.close()
+                        client = None
+                        simulator.forget_input()
+                elif listener in ready:
                     newcomer, _ = listener.accept()
                     if client is not None:
                         newcomer.close()

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 # Slow, so that it is left out where the appliance is tested without its development tools.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:pipython.*")]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture(params=["e727", "e517"])

@@ -9,7 +9,14 @@ import time
 import pytest
 
 from firmware_bridge import gcs
-from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
+from firmware_bridge.errors import (
+    LinkError,
+    LinkTimeoutError,
+    OutOfRangeError,
+    ProtocolError,
+    RefusedError,
+    StoppedError,
+)
 from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
 from firmware_bridge.serving import serve_tcp
 from firmware_bridge.simulator import Simulator
@@ -292,6 +299,20 @@ def test_a_stage_that_says_on_target_elsewhere_is_not_believed(scripted):
         stage.move_to(TARGET)
 
 
+def test_a_stage_whose_answer_makes_no_sense_in_mid_move_is_stopped(scripted):
+    stage, _ = closed_loop(scripted, [(MOV, b"0\n"), (b"\x05", b"what?\n"), (b"\x18", None), IDN, (b"ERR?\n", b"10\n")])
+    with pytest.raises(ProtocolError, match="integer"):
+        stage.move_to(TARGET)
+
+
+def test_a_stage_that_cannot_be_stopped_is_logged_and_the_first_error_reaches_the_caller(scripted, caplog):
+    silence = [(MOV, None), (b"*IDN?\n", None), (b"\x18", None), (b"*IDN?\n", None)]
+    stage, _ = closed_loop(scripted, silence)
+    with pytest.raises(LinkTimeoutError, match="did not answer b'MOV"):
+        stage.move_to(TARGET)
+    assert "may be moving" in caplog.text
+
+
 def test_the_servo_is_closed_after_a_look_and_verified(scripted):
     link, _ = scripted(
         [
@@ -341,5 +362,5 @@ def test_a_stop_that_comes_before_the_bytes_of_a_move_keeps_them_back(scripted):
     began_with = stage._last_stop
     stage.stop()
     with pytest.raises(StoppedError):
-        stage._start({"1": 10.0}, began_with)
+        stage._move({"1": 10.0}, TARGET, began_with, 1.0)
     assert b"MOV" not in wire.sent
