@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,7 +11,12 @@ from firmware_bridge.link import Link
 
 
 class ScriptedTransport:
-    """Plays a transcript of (sent, received): another byte than the script's fails the test. None is silence."""
+    """Plays a transcript of (sent, received): another byte than the script's fails the test.
+
+    None is silence for ever, PAUSE inside what is received a silence of 0.1 s.
+    """
+
+    PAUSE = b"<pause>"
 
     def __init__(self, script: list[tuple[bytes, bytes | None]]) -> None:
         self.script = list(script)
@@ -25,12 +31,17 @@ class ScriptedTransport:
         assert data == expected
         self.sent += data
         if received is not None:
-            self._waiting.append(received)
+            self._waiting += [part for part in re.split(b"(%b)" % self.PAUSE, received) if part]
 
     def arrives_late(self, data: bytes) -> None:
         self._waiting.insert(0, data)
 
     def read(self, timeout_s: float) -> bytes:
+        if self._waiting and self._waiting[0] == self.PAUSE:
+            self._waiting.pop(0)
+            self.now_s += min(timeout_s, 0.1)
+            if timeout_s < 0.1:
+                return b""
         if self._waiting:
             return self._waiting.pop(0)
         self.now_s += timeout_s

@@ -43,7 +43,7 @@ def test_a_late_reply_is_never_taken_for_the_answer_to_the_next_question(scripte
 
 
 def test_a_reply_that_comes_while_getting_in_step_is_thrown_away(scripted):
-    link, _ = scripted([IDN, (POS, None), (IDN[0], b"1=1.0\n" + IDN[1]), (b"ERR?\n", b"0\n"), (POS, b"1=2.0\n")])
+    link, _ = scripted([IDN, (POS, None), (IDN[0], b"1=1.0\n<pause>" + IDN[1]), (b"ERR?\n", b"0\n"), (POS, b"1=2.0\n")])
     link.identify()
     with pytest.raises(LinkTimeoutError):
         link.ask(POS, number)
