@@ -21,6 +21,8 @@ from edge.config import Config, load_config
 from edge.errors import ConfigError, EdgeError
 from firmware_bridge.errors import FirmwareError
 
+log = logging.getLogger(__name__)
+
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
@@ -139,10 +141,11 @@ def run(
             try:
                 daemon.open()
                 daemon.start_live(frames=frames)
-            except (EdgeError, FirmwareError):
+            except (EdgeError, FirmwareError) as exc:
                 if server is None:
                     raise
                 # The page stays up and shows why; a person can mend it and press Try again.
+                log.error("the instrument did not start: %s", exc)
             daemon.wait(until_job_ends=no_web or frames is not None)
             result = _run_figures(daemon)
         finally:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
 
 from edge.errors import ConfigError
 
@@ -88,6 +88,9 @@ class SphereConfig(_Section):
     centre_px: tuple[float, float] | None = None  # (y, x); None: the middle of the frame
     camera_from_stage_px_per_um: tuple[tuple[float, float], tuple[float, float]] | None = None
     # rows (x, y) of A: a stage move of s um shifts a feature by A @ s px; None: (1 / pixel size) times identity
+    distortion: tuple[tuple[NonNegativeFloat, float], ...] | None = None
+    # calibrated pairs of (radius on the specimen in um, relative magnification there), taken out of mosaics; None: the
+    # simulated camera's own, on a real one no correction
 
 
 class EngineConfig(_Section):

@@ -66,7 +66,6 @@ class Daemon:
             self.instrument = open_instrument(self.config)
         except (EdgeError, FirmwareError) as exc:
             self._start_error = str(exc)
-            log.error("the instrument did not start: %s", exc)
             self.beat()
             raise
         self._start_error = None

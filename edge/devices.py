@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
@@ -16,7 +17,8 @@ class Camera(Protocol):
     """A source of frames that fills memory it is given.
 
     ``shape`` is (height, width) in px; ``bit_depth`` gives full scale, 2**bit_depth - 1 counts.
-    ``frame_time_s`` is None where nothing paces the frames. ``lossless``: the source waits for its reader (a replay).
+    ``frame_time_s`` is None where nothing paces the frames. ``distortion`` is what a simulated camera knows of its own
+    optics, as in ``[sphere] distortion``; None elsewhere. ``lossless``: the source waits for its reader (a replay).
     """
 
     name: str
@@ -26,6 +28,7 @@ class Camera(Protocol):
     shutter: Literal["global", "rolling"]
     pixel_size_nm: float | None
     frame_time_s: float | None
+    distortion: tuple[tuple[float, float], ...] | None
     simulated: bool
     lossless: bool
 
@@ -68,8 +71,13 @@ class Positioner(Protocol):
     def position_um(self) -> PositionUm:
         """The measured position."""
 
-    def move_to(self, target_um: PositionUm, *, timeout_s: float = ...) -> PositionUm:
-        """Go there and settle; the measured position. Refuses what it cannot reach, never clips."""
+    def move_to(
+        self, target_um: PositionUm, *, timeout_s: float = ..., unless: threading.Event | None = None
+    ) -> PositionUm:
+        """Go there and settle; the measured position. Refuses what it cannot reach, never clips.
+
+        ``unless`` ends a series of moves: once it is set, none of them begins.
+        """
 
     def park(self) -> None:
         """Retract z first, then rest."""

@@ -115,6 +115,7 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
         centre_px=sphere.centre_px,
         pixel_size_nm=pixel_size_nm,
         a_px_per_um=camera_from_stage(pixel_size_nm, sphere.camera_from_stage_px_per_um),
+        distortion=sphere.distortion if sphere.distortion is not None else camera.distortion,
         facts=instrument.facts(),
     )
 

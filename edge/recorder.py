@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class ScanRecorder:
         Must not exist, or be empty.
     side_px
         Side of the square that is cropped from each frame around ``centre_px``.
+    distortion
+        Taken out of the mosaic, as in ``[sphere] distortion``; the tiles on the disk stay as they were seen.
     a_px_per_um
         ``stitch.camera_from_stage``.
     facts
@@ -52,6 +54,7 @@ class ScanRecorder:
         centre_px: tuple[float, float] | None,
         pixel_size_nm: float,
         a_px_per_um: NDArray[np.float64],
+        distortion: tuple[tuple[float, float], ...] | None = None,
         facts: Mapping[str, Any],
     ) -> None:
         try:
@@ -68,6 +71,7 @@ class ScanRecorder:
         self.tiles: list[dict[str, Any]] = []
         self._side_px, self._centre_px = side_px, centre_px
         self._pixel_size_nm, self._a = pixel_size_nm, a_px_per_um
+        self._distortion = distortion
         self._facts = dict(facts)
         self._positions_um: list[PositionUm] = []
         self._position_errors_um: list[float] = []
@@ -136,23 +140,39 @@ class ScanRecorder:
 
     def _write_mosaic(self) -> None:
         offsets_px = place(self._positions_um, self._a)
-        shape = (self._side_px, self._side_px)
+        correct, side_px = self._correction()
         channels = []
         for kind in ("raw", "enhanced"):
-            tiles = [tifffile.imread(self.folder / kind / record["file"]) for record in self.tiles]
-            mosaic = Mosaic(offsets_px, shape, tiles[0].dtype)
-            for number, pixels in enumerate(tiles):
-                mosaic.add(number, pixels)
-            channels.append(mosaic.image())
+            mosaic: Mosaic | None = None
+            for number, record in enumerate(self.tiles):
+                pixels = tifffile.imread(self.folder / kind / record["file"])
+                mosaic = mosaic or Mosaic(offsets_px, (side_px, side_px), pixels.dtype)
+                mosaic.add(number, correct(pixels))
+            if mosaic is not None:
+                channels.append(mosaic.image())
         path = self.folder / "mosaic.ome.tif"
         write_ome_tiff(
             path,
             np.stack(channels),
             channels=tuple(_CHANNEL[kind].format(**self._facts) for kind in ("raw", "enhanced")),
             pixel_size_nm=self._pixel_size_nm,
-            facts={**self._facts, "complete": self.complete, "placed_by": "stage positions"},
+            facts={
+                **self._facts,
+                "complete": self.complete,
+                "placed_by": "stage positions",
+                "distortion": "taken out" if self._distortion is not None else "not corrected",
+            },
         )
         self.mosaic_path = path
+
+    def _correction(self) -> tuple[Callable[[NDArray[Any]], NDArray[Any]], int]:
+        """What is done to each tile before it is blended, and the side it has then."""
+        if self._distortion is None:
+            return lambda pixels: pixels, self._side_px
+        from edge.correct import Undistortion  # scipy's filters, which a live view never needs
+
+        correction = Undistortion(self._distortion, side_px=self._side_px, pixel_size_nm=self._pixel_size_nm)
+        return correction.apply, correction.side_px
 
     def _write_index(self, *, complete: bool) -> None:
         write_json(

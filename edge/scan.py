@@ -123,7 +123,7 @@ def acquire(
     for point in plan.points():
         if stop.is_set():
             return
-        position_um = stage.move_to(point.target_um)
+        position_um = stage.move_to(point.target_um, unless=stop)
         if stop.wait(plan.settle_s):
             return
         on_point(point)

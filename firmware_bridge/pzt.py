@@ -141,7 +141,9 @@ class PztStage:
         self._ready = True
         log.info("servo on; was at %s, is at %s", before_um, self.position_um())
 
-    def move_to(self, target_um: PositionUm, *, timeout_s: float = 5.0) -> PositionUm:
+    def move_to(
+        self, target_um: PositionUm, *, timeout_s: float = 5.0, unless: threading.Event | None = None
+    ) -> PositionUm:
         """Move, wait until the stage is at rest on its target, and measure where it is.
 
         Parameters
@@ -150,6 +152,9 @@ class PztStage:
             Inside `limits_um`, and not further away than the largest step.
         timeout_s : float
             For all of it, seconds.
+        unless : threading.Event, optional
+            What ends a series of moves. Whoever stops the series sets it before calling `stop`: then no move of the
+            series can begin after the stop, however the threads fall.
 
         Returns
         -------
@@ -163,7 +168,7 @@ class PztStage:
         RefusedError
             The servo is off, or another move is under way.
         StoppedError
-            `stop` was called meanwhile.
+            `stop` was called meanwhile, or `unless` is set.
         LinkTimeoutError
             Not settled in time; the stage was stopped.
         LinkError
@@ -182,6 +187,8 @@ class PztStage:
             raise RefusedError("another move is under way: wait for it, or stop it")
         try:
             last_stop = self._last_stop
+            if unless is not None and unless.is_set():  # looked at after last_stop was taken, so no stop slips between
+                raise StoppedError("the series of moves was stopped before this one; the stage holds", code=gcs.STOPPED)
             if self._max_step_um is not None:
                 here_um = self.position_um()
                 step_um = max(abs(a - b) for a, b in zip(target_um, here_um, strict=True))

@@ -34,6 +34,7 @@ class ReplayCamera:
     shutter: Literal["global", "rolling"] = "global"
     simulated = False
     lossless = True
+    distortion: tuple[tuple[float, float], ...] | None = None
 
     def __init__(
         self,

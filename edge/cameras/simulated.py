@@ -37,6 +37,8 @@ NOMINAL_LEVEL = 0.85
 """Of full scale: where the camera's gain puts reflectivity 1 on the axis at the nominal exposure."""
 VEIL = 0.25
 """Share of light that never saw the specimen: reflections of the sphere's own surfaces lower the contrast."""
+DISTORTION_RADII_UM = tuple(map(float, range(17)))
+"""Where :attr:`SimulatedCamera.distortion` samples the traced curve."""
 STILL_UM = 2e-4
 """A pose that differs by less than this (0.2 nm, 0.004 px) shows the same picture."""
 NOISE_BANK_EXTRA = 1 << 16
@@ -109,6 +111,9 @@ class SimulatedCamera:
             )
         self.fps = config.camera.fps or DEFAULT_FPS
         self.frame_time_s: float | None = 1 / self.fps
+        self.distortion: tuple[tuple[float, float], ...] | None = tuple(
+            (radius_um, float(optics.distortion(radius_um))) for radius_um in DISTORTION_RADII_UM
+        )
         self._full = (1 << self.bit_depth) - 1
         self._pose_um, self._clock_ns, self._sleep = pose_um, clock_ns, sleep
         self._sensor = Sensor()

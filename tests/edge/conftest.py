@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import tifffile
 from onnx import TensorProto, helper
 
 from export.manifest import BundleIndex, Manifest, TensorSpec, Verification, sha256_of, write_manifest
@@ -80,3 +81,13 @@ def bundle_with_gain(tmp_path: Path) -> Callable[[float], Path]:
 def frames() -> np.ndarray:
     """Twelve different 8-bit frames, (12, 64, 96)."""
     return np.random.default_rng(7).integers(0, 256, (12, 64, 96), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def small_specimen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image file to put under the simulated sphere: quicker than drawing the 127 um demonstration specimen."""
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(20, 236, (64, 64), np.uint8)
+    path = tmp_path_factory.mktemp("specimen") / "blocks.tif"
+    tifffile.imwrite(path, np.kron(blocks, np.ones((16, 16), np.uint8)))
+    return path

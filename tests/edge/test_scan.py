@@ -76,7 +76,7 @@ class FakeStage:
     def __init__(self) -> None:
         self.moves: list[PositionUm] = []
 
-    def move_to(self, target_um: PositionUm, *, timeout_s: float = 5.0) -> PositionUm:
+    def move_to(self, target_um: PositionUm, *, unless: threading.Event) -> PositionUm:
         self.moves.append(target_um)
         return target_um._replace(x=target_um.x + 0.001)
 
@@ -116,7 +116,7 @@ def test_a_frame_that_does_not_come_is_a_gap_and_the_scan_goes_on() -> None:
 
 def test_a_refused_move_ends_the_scan() -> None:
     class Refusing(FakeStage):
-        def move_to(self, target_um: PositionUm, *, timeout_s: float = 5.0) -> PositionUm:
+        def move_to(self, target_um: PositionUm, *, unless: threading.Event) -> PositionUm:
             raise OutOfRangeError("no")
 
     camera = FakeCamera()

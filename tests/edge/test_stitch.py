@@ -27,7 +27,7 @@ def test_a_feature_seen_in_two_tiles_falls_on_one_place(stops, degrees: float) -
     positions = [PositionUm(x, y, 0) for x, y in stops]
     feature_um = np.array([3.0, -7.0])
     offsets_xy = place(positions, a)[:, ::-1]
-    seen_px = np.array([a @ (feature_um + (p.x, p.y)) for p in positions])
+    seen_px = np.array([a @ np.add(feature_um, p[:2]) for p in positions])
     mosaic_px = seen_px + offsets_xy
     np.testing.assert_allclose(mosaic_px, np.broadcast_to(mosaic_px[0], mosaic_px.shape), atol=1e-9)
 

@@ -95,6 +95,16 @@ def test_a_stop_from_another_thread_ends_the_move_and_nothing_is_out_of_step(sta
     assert stage.move_to(PositionUm(50, 50, 5)) == pytest.approx((50, 50, 5), abs=SETTLED_WITHIN_UM)
 
 
+def test_no_move_of_a_series_begins_after_the_series_was_stopped(stage):
+    series_ended = threading.Event()
+    series_ended.set()
+    stage.stop()
+    before = truth(stage)
+    with pytest.raises(StoppedError, match="before this one"):
+        stage.move_to(PositionUm(60, 60, 5), unless=series_ended)
+    assert truth(stage) == before
+
+
 def test_a_stop_at_rest_changes_nothing_and_leaves_no_error(stage):
     stage.move_to(PositionUm(20, 30, 4))
     stage.stop()

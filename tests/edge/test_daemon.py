@@ -1,0 +1,187 @@
+"""The daemon over the whole simulated instrument: real bytes to the controller, real engine, no screen."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tifffile
+
+from edge.config import Config
+from edge.daemon import Daemon
+from edge.errors import BusyError, ConfigError, EdgeError
+from edge.jobs import plan_scan
+from edge.status import RunState
+from firmware_bridge.errors import LinkError
+from models.optics import Optics
+
+PIXEL_SIZE_NM = Optics().pixel_size_nm
+
+DaemonMaker = Callable[..., Daemon]
+
+
+@pytest.fixture
+def make(identity_bundle: Path, small_specimen: Path, tmp_path: Path) -> Iterator[DaemonMaker]:
+    daemons: list[Daemon] = []
+
+    def make_daemon(**sections: dict[str, Any]) -> Daemon:
+        camera = {"shape_px": (256, 256), "fps": 200, **sections.pop("camera", {})}
+        config = Config.model_validate(
+            {
+                "box": {"data_dir": str(tmp_path / "data")},
+                "camera": camera,
+                "engine": {"model": str(identity_bundle)},
+                "specimen": {"path": str(small_specimen), "pixel_size_nm": PIXEL_SIZE_NM},
+                "sphere": {"field_um": 8.0},
+                **sections,
+            }
+        )
+        daemons.append(Daemon(config))
+        return daemons[-1]
+
+    yield make_daemon
+    for daemon in daemons:
+        daemon.close()
+
+
+def test_a_live_view_runs_for_its_frames_and_ends_idle(make: DaemonMaker) -> None:
+    daemon = make()
+    daemon.start_live(frames=10)
+    daemon.wait(until_job_ends=True)
+    status = daemon.board.status()
+    assert (status.state, status.flow.frames) == (RunState.IDLE, 10)
+    assert status.simulated == ("camera", "stage")
+    assert daemon.board.preview() is not None
+    assert status.flow.copies_per_frame == 0
+
+
+def test_the_status_shows_where_the_stage_is_and_how_far_it_may_go(make: DaemonMaker) -> None:
+    daemon = make()
+    daemon.open()
+    stage = daemon.board.status().stage
+    assert stage is not None
+    assert [axis.measured_um for axis in stage.axes] == pytest.approx([50, 50, 5], abs=0.1)
+    assert [(axis.low_um, axis.high_um) for axis in stage.axes] == [(0, 100), (0, 100), (0, 10)]
+    assert stage.servo_on is True
+
+
+def test_one_job_at_a_time_and_the_second_is_told_so(make: DaemonMaker) -> None:
+    daemon = make()
+    daemon.start_live()
+    with pytest.raises(BusyError):
+        daemon.start_live()
+    daemon.stop()
+    assert daemon.board.status().state is RunState.IDLE
+    daemon.start_live(frames=1)
+
+
+def test_stop_sends_stop_all_to_the_controller_and_holds(make: DaemonMaker) -> None:
+    daemon = make()
+    instrument = daemon.open()
+    daemon.start_live()
+    stopped = []
+    stage_stop = instrument.stage.stop
+    instrument.stage.stop = lambda: (stopped.append(True), stage_stop())  # type: ignore[method-assign]
+    before_um = instrument.stage.position_um()
+    daemon.stop()
+    assert stopped == [True]
+    assert instrument.stage.position_um() == pytest.approx(before_um, abs=0.02)
+
+
+def test_a_scan_records_every_tile_near_the_true_position(make: DaemonMaker, tmp_path: Path) -> None:
+    daemon = make()
+    plan = plan_scan(daemon.open(), region_um=(12, 8), overlap=0.15, settle_s=0)
+    daemon.start_scan(plan, tmp_path / "scan")
+    daemon.wait(until_job_ends=True)
+    recorder = daemon.job.recorder
+    assert recorder.complete
+    assert recorder.rms_position_um < 0.1
+    status = daemon.board.status().scan
+    assert (status.done, status.tiles, status.missing, status.complete) == (plan.tiles, plan.tiles, 0, True)
+    index = json.loads((tmp_path / "scan" / "scan.json").read_text())
+    assert index["facts"]["simulated"] == ["camera", "stage"]
+
+
+def test_stop_in_mid_scan_keeps_the_tiles_and_says_not_complete(make: DaemonMaker, tmp_path: Path) -> None:
+    daemon = make()
+    plan = plan_scan(daemon.open(), region_um=(60, 60), overlap=0.15, settle_s=0.02)
+    daemon.start_scan(plan, tmp_path / "scan")
+    while len(daemon.job.recorder.tiles) < 3:
+        daemon.job.thread.join(0.005)
+    daemon.stop()
+    index = json.loads((tmp_path / "scan" / "scan.json").read_text())
+    assert not index["complete"]
+    assert 3 <= len(index["tiles"]) < plan.tiles
+    assert (tmp_path / "scan" / index["mosaic"]).exists()
+    assert daemon.board.status().scan.complete is False
+    assert daemon.board.status().state is RunState.IDLE
+
+
+def test_a_snapshot_is_two_files_that_say_what_they_are(make: DaemonMaker) -> None:
+    daemon = make()
+    with pytest.raises(EdgeError, match="Start the live view"):
+        daemon.snapshot()
+    daemon.start_live()
+    raw, enhanced = daemon.snapshot()
+    assert "SIMULATED" in raw.name
+    with tifffile.TiffFile(enhanced) as file:
+        assert "not raw data" in file.ome_metadata
+        assert file.asarray().shape == (256, 256)
+
+
+def test_an_instrument_that_does_not_open_is_on_the_board_with_the_reason(make: DaemonMaker) -> None:
+    daemon = make(stage={"port": "/dev/absent-pzt"})
+    with pytest.raises(LinkError):
+        daemon.open()
+    status = daemon.board.status()
+    assert status.state is RunState.FAULT
+    assert "/dev/absent-pzt" in (status.start_error or "")
+
+
+def test_what_ends_a_job_is_a_problem_in_words_and_the_next_start_clears_it(make: DaemonMaker) -> None:
+    daemon = make()
+    instrument = daemon.open()
+
+    def broken(pixels: object) -> None:
+        raise EdgeError("the engine gave up")
+
+    infer, instrument.engine.infer = instrument.engine.infer, broken  # type: ignore[method-assign]
+    daemon.start_live()
+    daemon.wait(until_job_ends=True)
+    daemon.beat()
+    status = daemon.board.status()
+    assert status.state is RunState.FAULT
+    assert status.problems[0].what_to_do == "the engine gave up"
+    instrument.engine.infer = infer  # type: ignore[method-assign]
+    daemon.start_live(frames=1)
+    daemon.wait(until_job_ends=True)
+    assert daemon.board.status().problems == ()
+
+
+def test_closing_ends_every_thread_it_started(make: DaemonMaker) -> None:
+    before = set(threading.enumerate())
+    daemon = make()
+    daemon.start_live()
+    daemon.close()
+    daemon.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    assert {thread.name for thread in set(threading.enumerate()) - before} == set()
+
+
+def test_a_replay_has_no_stage_and_cannot_scan(make: DaemonMaker, tmp_path: Path, frames) -> None:
+    import numpy as np
+
+    np.savez(tmp_path / "frames.npz", images=frames)
+    daemon = make(camera={"driver": "replay", "path": str(tmp_path / "frames.npz"), "fps": None})
+    instrument = daemon.open()
+    assert instrument.simulated == ()
+    with pytest.raises(ConfigError, match="no stage"):
+        plan_scan(instrument, region_um=(10, 10), overlap=0.1, settle_s=0)
+    daemon.start_live(frames=30)
+    daemon.wait(until_job_ends=True)
+    assert (daemon.job.meter.frames, daemon.job.meter.dropped) == (30, 0)

@@ -1,0 +1,202 @@
+"""`superlens` as a person uses it: figures as JSON, and one clear error with the right exit code for a wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def superlens(tmp_path: Path) -> Run:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "edge", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")},
+        )
+
+    return run
+
+
+@pytest.fixture
+def npz(tmp_path: Path, frames: np.ndarray) -> Path:
+    np.savez(tmp_path / "frames.npz", images=frames)
+    return tmp_path / "frames.npz"
+
+
+@pytest.fixture
+def used_port() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def test_run_enhances_a_replay_without_loss_and_prints_its_figures(
+    superlens: Run, npz: Path, identity_bundle: Path
+) -> None:
+    done = superlens(
+        *("run", "--no-web", "--camera", f"replay:{npz}", "--frames", 30, "--model", identity_bundle, "--json", "-")
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert (figures["frames"], figures["dropped"], figures["copies_per_frame"]) == (30, 0, 1.0)
+    assert figures["simulated"] is False
+    assert figures["pixel_size_nm"] is None
+    assert figures["pixel_size"] == "pixel size unknown"
+    for key in ("fps", "first_frame_s", "rss_mb", "backend", "precision"):
+        assert figures[key], key
+    for key in ("latency_s", "engine_s"):
+        assert 0 < figures[key]["p50"] <= figures[key]["p99"]
+
+
+def test_run_on_the_simulated_instrument_says_simulated(superlens: Run, identity_bundle: Path) -> None:
+    done = superlens("run", "--no-web", "--frames", 20, "--model", identity_bundle, "--json", "-")
+    figures = json.loads(done.stdout)
+    assert figures["simulated"] is True
+    assert figures["pixel_size_nm"] == pytest.approx(48.148, abs=1e-3)
+    assert figures["copies_per_frame"] == 0
+    assert "SIMULATED" in done.stderr
+
+
+def test_scan_prints_its_figures_and_refuses_to_overwrite(
+    superlens: Run, identity_bundle: Path, tmp_path: Path
+) -> None:
+    arguments = ("scan", "--region-um", 20, 10, "--out", tmp_path / "scan", "--model", identity_bundle, "--json", "-")
+    done = superlens(*arguments)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert (figures["tiles"], figures["missing"], figures["simulated"]) == (2, 0, True)
+    assert figures["rms_position_um"] <= 0.1
+    assert tifffile.imread(figures["mosaic"]).shape[0] == 2
+    again = superlens(*arguments)
+    assert again.returncode == 2
+    assert "not empty" in again.stderr
+
+
+def test_check_config_prints_what_it_would_use(superlens: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[camera]\nfps = 12\n")
+    done = superlens("check-config", tmp_path / "a.toml", "--json", "-")
+    assert json.loads(done.stdout)["camera"]["fps"] == 12
+    assert superlens("check-config").returncode == 0
+
+
+def test_doctor_names_versions_and_what_is_missing(superlens: Run) -> None:
+    report = json.loads(superlens("doctor", "--json", "-").stdout)
+    assert re.match(r"\d+\.\d+", report["packages"]["openvino"])
+    assert "tensorrt" in report["optional"]
+    assert "superlens[" in superlens("doctor").stdout or report["optional"]["gpiozero"][0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "--config", "{tmp}/absent.toml"], 2, "No configuration file"),
+        (["run", "--config", "{tmp}/unknown.toml"], 2, "unknown key"),
+        (["run", "--config", "{tmp}/range.toml"], 2, r"camera\.fps"),
+        (["check-config", "{tmp}/unknown.toml"], 2, "unknown key"),
+        (["run", "--no-web", "--fps", "-3"], 2, r"camera\.fps"),
+        (["run", "--no-web", "--fps", "nan"], 2, r"camera\.fps"),
+        (["run", "--no-web", "--camera", "webcam"], 2, r"camera\.driver"),
+        (["run", "--no-web", "--camera", "replay:{tmp}/absent.png"], 2, "no file or folder"),
+        (["run", "--no-web", "--camera", "replay:{tmp}/empty"], 2, "holds no image"),
+        (["run", "--no-web", "--camera", "replay:{tmp}/nan.tif"], 2, "NaN"),
+        (["run", "--no-web", "--camera", "replay:{tmp}/tiny.png", "--model", "{bundle}"], 2, "at least 16 x 16"),
+        (["run", "--no-web", "--camera", "replay:{tmp}/grey.png", "--bit-depth", "12"], 2, "bit depth"),
+        (
+            ["run", "--no-web", "--camera", "replay:{tmp}/grey.png", "--pixel-size-nm", "90", "--model", "{bundle}"],
+            2,
+            r"90 nm/px.*10 %",
+        ),
+        (["run", "--no-web", "--model", "no-such-model"], 2, "No model"),
+        (["run", "--host", "0.0.0.0"], 2, "needs a password"),
+        (["run", "--port", "{port}", "--model", "{bundle}"], 2, "in use"),
+        (["run", "--no-web", "--config", "{tmp}/serial.toml", "--model", "{bundle}"], 1, "/dev/absent-pzt"),
+        (["scan", "--region-um", "500", "20", "--out", "{tmp}/s", "--model", "{bundle}"], 2, "Nothing was moved"),
+        (["scan", "--region-um", "-5", "20", "--out", "{tmp}/s", "--model", "{bundle}"], 2, "region-um"),
+        (
+            ["scan", "--region-um", "20", "20", "--overlap", "1.5", "--out", "{tmp}/s", "--model", "{bundle}"],
+            2,
+            "overlap",
+        ),
+        (["enhance", "{tmp}/absent.png", "--out", "{tmp}/o"], 2, "no file or folder"),
+        (["enhance", "{tmp}/notes.txt", "--out", "{tmp}/o"], 2, "unsupported"),
+        (["enhance", "{tmp}/nan.tif", "--out", "{tmp}/o", "--model", "{bundle}"], 2, "NaN"),
+        (["enhance", "{tmp}/grey.png", "{tmp}/nan.tif", "--out", "{tmp}/o", "--model", "{bundle}"], 2, "NaN"),
+        (["enhance", "{tmp}/grey.png", "--out", "{tmp}/o", "--pixel-size-nm", "90", "--model", "{bundle}"], 2, "10 %"),
+        (["enhance", "{tmp}/grey.png", "--out", "{tmp}/o", "--resample", "--model", "{bundle}"], 2, "pixel-size-nm"),
+        (["enhance", "{tmp}/grey.png"], 2, "--out"),
+        (["bench", "loop", "--camera", "replay:{tmp}/grey.png", "--model", "{bundle}"], 2, "simulated camera"),
+    ],
+)
+def test_a_wrong_input_is_one_clear_error_and_nothing_is_half_written(
+    superlens: Run,
+    identity_bundle: Path,
+    tmp_path: Path,
+    used_port: int,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    (tmp_path / "unknown.toml").write_text("[camera]\nshutter_speed = 3\n")
+    (tmp_path / "range.toml").write_text("[camera]\nfps = 0\n")
+    (tmp_path / "serial.toml").write_text('[stage]\nport = "/dev/absent-pzt"\n')
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    Image.fromarray(np.full((32, 32), 90, np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(np.full((15, 32), 90, np.uint8)).save(tmp_path / "tiny.png")
+    tifffile.imwrite(tmp_path / "nan.tif", np.full((32, 32), np.nan, np.float32))
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    values = {"tmp": tmp_path, "bundle": identity_bundle, "port": used_port}
+    done = superlens(*(argument.format(**values) for argument in arguments))
+
+    assert done.returncode == code, done.stderr
+    assert re.search(message, done.stderr, re.DOTALL), done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(re.findall(message, done.stderr)) <= 1
+    assert done.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_appliance_starts_where_torch_and_the_onnx_tools_cannot_be_imported(
+    npz: Path, identity_bundle: Path
+) -> None:
+    """A finder that refuses them stands before all others: an accidental import is an error, not a slow start."""
+    blocked = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "onnx", "onnxruntime", "onnxscript", "skimage", "safetensors"}:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+sys.meta_path.insert(0, Refuse())
+runpy.run_module("edge", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", blocked, "run", "--no-web", "--camera", f"replay:{npz}"),
+            *("--frames", "3", "--model", str(identity_bundle), "--json", "-"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["frames"] == 3
