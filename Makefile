@@ -40,6 +40,7 @@ MODEL ?= enhance-rt
 zoo: install
 	$(BIN)/superlens-train fit models/configs/$(MODEL).toml --out build/$(MODEL)
 	$(BIN)/superlens-export convert build/$(MODEL)/ema.safetensors --out models/zoo/$(MODEL)
+	$(BIN)/superlens-export evaluate models/zoo/$(MODEL) --write-card
 
 format: install
 	$(BIN)/ruff format .

@@ -120,7 +120,7 @@ def _grating(canvas: Canvas, rng: np.random.Generator) -> Image:
     image = canvas.full(0)
     for index in range(rng.integers(2, 5)):
         low, high = _levels(rng)
-        pitch = _log_uniform(rng, 160, 1500)
+        pitch = _log_uniform(rng, 200, 1500)
         _, across = canvas.rotated(rng.uniform(0, math.pi))
         field = low + _stripes(canvas, across + 1e5, pitch, pitch * rng.uniform(0.3, 0.7)) * np.float32(high - low)
         along, _ = canvas.rotated(rng.uniform(0, 2 * math.pi))
@@ -230,7 +230,7 @@ def _leaves(canvas: Canvas, rng: np.random.Generator) -> Image:
 def _labyrinth(canvas: Canvas, rng: np.random.Generator) -> Image:
     """Winding bands as of a block copolymer: a level set of waves of nearly one length."""
     low, high = _levels(rng)
-    pitch = _log_uniform(rng, 220, 1200)
+    pitch = _log_uniform(rng, 260, 1300)
     wave = canvas.full(0)
     for _ in range(14):
         along, _ = canvas.rotated(rng.uniform(0, 2 * math.pi))

@@ -22,9 +22,7 @@ from export.manifest import (
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     (tmp_path / "model.onnx").write_bytes(b"a graph")
-    write_manifest(
-        BundleIndex(name="toy", task="enhance", precisions={"fp32": "model.json"}), tmp_path / "bundle.json"
-    )
+    write_manifest(BundleIndex(name="toy", task="enhance", precisions={"fp32": "model.json"}), tmp_path / "bundle.json")
     picture = TensorSpec(name="image", shape=(1, 1, "height", "width"), dtype="float32", range=(0, 1))
     write_manifest(
         Manifest(
@@ -42,9 +40,7 @@ def bundle(tmp_path: Path) -> Path:
             pixel_size_nm=48.1,
             training_data="synthetic pairs",
             checkpoint_sha256="0" * 64,
-            verify=Verification(
-                against="torch", max_abs_error=1e-6, psnr_db=120, ssim=1, shapes_px=((64, 64),)
-            ),
+            verify=Verification(against="torch", max_abs_error=1e-6, psnr_db=120, ssim=1, shapes_px=((64, 64),)),
         ),
         tmp_path / "model.json",
     )
@@ -66,9 +62,7 @@ def test_a_bundle_that_was_written_is_read_back(bundle: Path) -> None:
 
 def test_a_changed_model_file_is_refused_with_the_command_that_rebuilds(bundle: Path) -> None:
     (bundle / "model.onnx").write_bytes(b"a grapf")
-    with pytest.raises(
-        ManifestError, match=r"SHA-256.*superlens-export convert .*weights\.safetensors --out"
-    ):
+    with pytest.raises(ManifestError, match=r"SHA-256.*superlens-export convert .*weights\.safetensors --out"):
         load_bundle(bundle).model_path()
 
 
@@ -90,9 +84,7 @@ def test_a_missing_model_file_is_refused(bundle: Path) -> None:
         ({"precision": "fp8"}, "precision"),
     ],
 )
-def test_a_manifest_with_a_wrong_key_is_refused(
-    bundle: Path, changes: dict[str, Any], complaint: str
-) -> None:
+def test_a_manifest_with_a_wrong_key_is_refused(bundle: Path, changes: dict[str, Any], complaint: str) -> None:
     edit(bundle / "model.json", **changes)
     with pytest.raises(ManifestError, match=complaint):
         load_bundle(bundle).manifest()
