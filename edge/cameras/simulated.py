@@ -42,7 +42,7 @@ DISTORTION_RADII_UM = tuple(map(float, range(17)))
 STILL_UM = 2e-4
 """A pose that differs by less than this (0.2 nm, 0.004 px) shows the same picture."""
 NOISE_BANK_EXTRA = 1 << 16
-_BLUR_STRIP_PX = 256
+_BLUR_STRIP_PX = 128
 
 
 def open_simulated(config: Config, pose_um: Callable[[], PositionUm] | None) -> SimulatedCamera:
@@ -257,15 +257,18 @@ def _look_up_map(optics: Optics, shape_px: tuple[int, int], config: Config) -> I
 def _blurred(draw_specimen: Callable[[], Image], kernel: Image) -> tuple[Image, np.float32]:
     """The blurred specimen, and its median.
 
-    It is blurred strip by strip: the FFT of the whole would be the largest thing in the process's memory.
+    It is blurred in place, strip by strip: a second copy and the FFT of the whole would be the largest things in the
+    memory of the process.
     """
     specimen = draw_specimen()
+    median = np.float32(np.median(specimen[::4, ::4]))
     half = kernel.shape[0] // 2
-    out = np.empty_like(specimen)
     height = specimen.shape[0]
+    sharp_above = specimen[:0]  # the rows above the strip as they were before the strip before was blurred
     for top in range(0, height, _BLUR_STRIP_PX):
-        low, high = max(0, top - half), min(height, top + _BLUR_STRIP_PX + half)
-        low = min(low, max(0, high - half - 1))
-        strip = blur(specimen[low:high], kernel)
-        out[top : top + _BLUR_STRIP_PX] = strip[top - low : top - low + _BLUR_STRIP_PX]
-    return out, np.float32(np.median(specimen[::4, ::4]))
+        bottom = min(height, top + _BLUR_STRIP_PX)
+        strip = np.concatenate([sharp_above, specimen[top : min(height, bottom + half)]])
+        above = len(sharp_above)
+        sharp_above = strip[above + bottom - top - half : above + bottom - top].copy()
+        specimen[top:bottom] = blur(strip, kernel)[above : above + bottom - top]
+    return specimen, median

@@ -9,12 +9,12 @@ import pytest
 
 from edge.cameras import open_camera
 from edge.cameras.replay import ReplayCamera
-from edge.cameras.simulated import SimulatedCamera
+from edge.cameras.simulated import SimulatedCamera, _blurred
 from edge.config import Config
 from edge.errors import CameraError, CameraTimeoutError, ConfigError
 from edge.images import open_stack
 from firmware_bridge.pzt import PositionUm
-from models.optics import Optics
+from models.optics import Optics, blur
 from tests.contracts import CameraContract, pool_for
 
 MIDDLE = PositionUm(50, 50, 5)
@@ -99,6 +99,16 @@ class TestReplay(CameraContract):
     def test_a_recording_hears_no_trigger(self, camera: ReplayCamera) -> None:
         with pytest.raises(CameraError, match="cannot be triggered"):
             camera.start(pool_for(camera), exposure_s=0.005, triggered=True)
+
+
+@pytest.mark.parametrize("height", [90, 128, 200, 300, 601])
+def test_blurring_strip_by_strip_is_blurring_the_whole(height: int) -> None:
+    specimen = np.random.default_rng(0).random((height, 150), np.float32)
+    kernel = Optics().psf()
+    whole = blur(specimen, kernel)
+    found, median = _blurred(specimen.copy, kernel)
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+    assert median == pytest.approx(np.median(specimen), abs=0.05)
 
 
 def test_a_feature_moves_by_a_times_the_stage_move() -> None:
