@@ -1,0 +1,76 @@
+// The page's link to the box: status events, commands, and how far the two clocks stand apart.
+
+const SILENCE_MS = 3000; // the box sends an event at least every 2 s
+const OLD_STATUS_MS = 5000; // the box publishes five times a second; an older status means it no longer does
+const CLOCK_EVERY_MS = 60000;
+
+let lastEvent = performance.now();
+let offsetMs = null; // box clock minus page clock; null until measured
+let retryMs = 500;
+let source = null;
+
+/** The box's monotonic clock in ms, or null while its offset is unknown. */
+export const boxNowMs = () => (offsetMs === null ? null : performance.now() + offsetMs);
+
+/** Why nothing on the page may be taken as true now, or null. */
+export function lost(status) {
+  if (performance.now() - lastEvent > SILENCE_MS) return "The page has lost its link to the box.";
+  const now = boxNowMs();
+  const published = status.box_monotonic_ns / 1e6;
+  if (now !== null && published > 0 && now - published > OLD_STATUS_MS) return "The box no longer updates its status.";
+  return null;
+}
+
+/** Take the round trip with the least delay of five; its middle is when the box read its clock. */
+async function measureClock() {
+  let best = Infinity;
+  for (let i = 0; i < 5; i += 1) {
+    const begun = performance.now();
+    const answer = await fetch("/api/status");
+    const ended = performance.now(); // the answer's head: its body was made before
+    const { box_monotonic_ns: boxNs } = await answer.json();
+    if (ended - begun < best) {
+      best = ended - begun;
+      offsetMs = boxNs / 1e6 - (begun + ended) / 2;
+    }
+  }
+}
+
+function refreshClock() {
+  measureClock().catch(() => {
+    offsetMs = null; // unknown is shown as unknown; the event stream says that the link is lost
+  });
+}
+
+/** Open the event stream and keep it open; `onStatus` gets every status. */
+export function listen(onStatus) {
+  source = new EventSource("/api/events");
+  source.addEventListener("open", () => {
+    retryMs = 500;
+    refreshClock(); // the box may have been restarted, and its clock with it
+  });
+  source.addEventListener("status", (event) => {
+    lastEvent = performance.now();
+    onStatus(JSON.parse(event.data));
+  });
+  source.addEventListener("error", () => {
+    source.close(); // reopened here and not by the browser, which gives up after a refusal
+    setTimeout(() => listen(onStatus), retryMs);
+    retryMs = Math.min(2 * retryMs, 5000);
+  });
+}
+
+setInterval(() => document.hidden || refreshClock(), CLOCK_EVERY_MS);
+
+/** Send a command. Resolves to the answer's body; rejects with an Error whose message is the box's own words. */
+export async function command(path) {
+  let answer;
+  try {
+    answer = await fetch(path, { method: "POST", headers: { Accept: "application/json" } });
+  } catch {
+    throw new Error("The box does not answer. Check that superlens runs and that the network is up.");
+  }
+  const body = await answer.json();
+  if (!answer.ok) throw Object.assign(new Error(body.detail), { status: answer.status });
+  return body;
+}
