@@ -9,6 +9,7 @@ import json
 import logging
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,30 @@ log = logging.getLogger(__name__)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
+LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s  %(message)s"
+LOG_TIME = "%H:%M:%S"
+
+
+class LogTail(logging.Handler):
+    """The newest lines of the log, for the page that says why the instrument did not start."""
+
+    def __init__(self, length: int = 40) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(LOG_FORMAT, LOG_TIME))
+        self._lines: deque[str] = deque(maxlen=length)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        self._lines.append(self.format(record))
+
+    def lines(self) -> list[str]:
+        """Oldest first."""
+        return list(self._lines)
+
+
+_log_tail = LogTail()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="superlens")
 @click.option("-v", "--verbose", is_flag=True, help="Log debug messages too.")
@@ -34,11 +59,12 @@ def main(verbose: bool) -> None:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s  %(message)s",
-        datefmt="%H:%M:%S",
+        format=LOG_FORMAT,
+        datefmt=LOG_TIME,
     )
-    # waitress reports every client that closed a stream; PIL its plug-ins.
-    for noisy in ("waitress.queue", "PIL", "tifffile"):
+    logging.getLogger().addHandler(_log_tail)
+    # waitress reports every client that closed a stream.
+    for noisy in ("waitress", "waitress.queue", "PIL", "tifffile"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
@@ -168,6 +194,8 @@ def _serve_page(daemon: Any) -> Any:
     web = daemon.config.web
     app = create_app(
         daemon.board,
+        log_tail=_log_tail.lines,
+        config_text=json.dumps(daemon.config.model_dump(mode="json"), indent=2),
         submit=submit,
         stop=daemon.stop,
         snapshot=daemon.snapshot,

@@ -18,7 +18,7 @@ from edge.meter import FlowMeter
 from edge.status import Preview, StatusBoard
 from firmware_bridge.pzt import PositionUm
 
-OUTSIDE_FIELD_GREY = 96
+OUTSIDE_FIELD_GREY = 46
 """Level of the flat grey where nothing is enhanced, of 255."""
 
 MAX_PREVIEW_SIDE_PX = 1024
@@ -49,7 +49,7 @@ class PreviewSink:
         self._quality = quality
         self._field = field
         self._due_ns = 0
-        self._counter = 0
+        self._counter = board.preview_counter
         self._canvas: NDArray[np.uint8] | None = None
         self._step = 1
 

@@ -146,7 +146,7 @@ class Status(_Frozen):
 class Preview:
     """One JPEG that holds raw (left half) and enhanced (right half) of the same instant.
 
-    ``width_px`` and ``height_px`` are those of one half. ``counter`` grows by one with each preview.
+    ``width_px`` and ``height_px`` are those of one half. ``counter`` grows by one with each preview, from job to job.
     """
 
     jpeg: bytes
@@ -167,6 +167,7 @@ class StatusBoard:
         self._status = status
         self._status_counter = 0
         self._preview: Preview | None = None
+        self._preview_counter = 0
         self._closed = False
         self._changed = threading.Condition()
         self.clock_ns = clock_ns
@@ -182,7 +183,13 @@ class StatusBoard:
         """Replace the newest preview."""
         with self._changed:
             self._preview = preview
+            self._preview_counter = preview.counter
             self._changed.notify_all()
+
+    @property
+    def preview_counter(self) -> int:
+        """Counter of the last preview, also after :meth:`clear_preview`: the next job counts on from it."""
+        return self._preview_counter
 
     def clear_preview(self) -> None:
         """Forget the preview: a new job must not begin with the picture of the last one."""

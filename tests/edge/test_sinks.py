@@ -66,6 +66,21 @@ def test_forty_frames_a_second_give_thirty_pictures_and_not_twenty(board: Status
     assert newest.counter == pytest.approx(300, abs=2)
 
 
+def test_a_viewer_of_one_job_sees_the_pictures_of_the_next(board: StatusBoard) -> None:
+    image = np.zeros((16, 16), np.uint8)
+    first = preview(board)
+    for index in range(3):
+        first._due_ns = 0
+        first.write(Frame(image, index, 0), Tile({"enhanced": image}, index))
+    seen = board.preview_counter
+    board.clear_preview()
+    assert board.wait_preview(seen, timeout_s=0) is None
+    preview(board).write(Frame(image, 0, 0), Tile({"enhanced": image}, 0))
+    newest = board.wait_preview(seen, timeout_s=0)
+    assert newest is not None
+    assert newest.frame_index == 0
+
+
 def test_an_enhanced_image_of_twice_the_size_gets_a_raw_half_of_the_same_size(board: StatusBoard) -> None:
     raw, enhanced = np.full((16, 16), 50, np.uint8), np.full((32, 32), 200, np.uint8)
     preview(board).write(Frame(raw, 0, 0), Tile({"enhanced": enhanced}, 0))
