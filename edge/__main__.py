@@ -167,6 +167,8 @@ def run(
             try:
                 daemon.open()
                 daemon.start_live(frames=frames)
+            except ConfigError:
+                raise  # typed wrong: nobody can mend it on the page
             except (EdgeError, FirmwareError) as exc:
                 if server is None:
                     raise

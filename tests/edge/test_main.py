@@ -126,6 +126,7 @@ def test_doctor_names_versions_and_what_is_missing(superlens: Run) -> None:
         ),
         (["run", "--no-web", "--model", "no-such-model"], 2, "No model"),
         (["run", "--host", "0.0.0.0"], 2, "needs a password"),
+        (["run", "--port", "{free}", "--camera", "replay:{tmp}/absent.png", "--model", "{bundle}"], 2, "no file or"),
         (["run", "--port", "{port}", "--model", "{bundle}"], 2, "in use"),
         (["run", "--no-web", "--config", "{tmp}/serial.toml", "--model", "{bundle}"], 1, "/dev/absent-pzt"),
         (["scan", "--region-um", "500", "20", "--out", "{tmp}/s", "--model", "{bundle}"], 2, "Nothing was moved"),
@@ -164,7 +165,10 @@ def test_a_wrong_input_is_one_clear_error_and_nothing_is_half_written(
     tifffile.imwrite(tmp_path / "nan.tif", np.full((32, 32), np.nan, np.float32))
     before = sorted(path.name for path in tmp_path.iterdir())
 
-    values = {"tmp": tmp_path, "bundle": identity_bundle, "port": used_port}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free_port = probe.getsockname()[1]
+    values = {"tmp": tmp_path, "bundle": identity_bundle, "port": used_port, "free": free_port}
     done = superlens(*(argument.format(**values) for argument in arguments))
 
     assert done.returncode == code, done.stderr
