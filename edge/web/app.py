@@ -133,7 +133,7 @@ def create_app(
         seats: threading.BoundedSemaphore, what: str, body: Iterator[bytes] | Iterator[str], content_type: str
     ) -> Response:
         if not seats.acquire(blocking=False):
-            return problem(503, f"The box already sends its {what} to {max_viewers} viewers. Close another page first.")
+            return problem(503, f"The box sends its {what} to at most {max_viewers} at once. Close another page first.")
         response = Response(body, content_type=content_type)
         response.call_on_close(seats.release)  # runs even if the client left before the first byte
         return response

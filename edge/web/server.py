@@ -14,6 +14,7 @@ from typing import Any
 
 from flask import Flask
 from waitress.server import create_server
+from waitress.wasyncore import dispatcher
 
 from edge.errors import ConfigError
 
@@ -45,6 +46,7 @@ class PageServer:
             clear_untrusted_proxy_headers=False,  # the app refuses them, so it has to see them
             ident="superlens",
         )
+        self._closed = False
         self._thread = threading.Thread(target=self._server.run, name="web", daemon=True)
 
     def start(self) -> None:
@@ -54,18 +56,25 @@ class PageServer:
 
     def close(self) -> None:
         """End all streams, free the port, join the threads. May be called twice."""
-        if self._thread.is_alive():
-            self._server.trigger.pull_trigger(self._end)  # waitress' sockets belong to its own loop
-            self._thread.join(JOIN_TIMEOUT_S)
-        else:
-            self._server.close()
-        self._server.task_dispatcher.shutdown(timeout=JOIN_TIMEOUT_S)
+        if self._closed:
+            return
+        self._closed = True
+        server, trigger = self._server, self._server.trigger
+        if not self._thread.is_alive():
+            server.task_dispatcher.shutdown(timeout=JOIN_TIMEOUT_S)
+            server.close()
+            return
+        trigger.pull_trigger(self._hang_up)  # waitress' sockets belong to its own loop
+        server.task_dispatcher.shutdown(timeout=JOIN_TIMEOUT_S)
+        # The workers write to the trigger's pipe until they end, and its number may soon be another file's.
+        trigger.pull_trigger(trigger.close)
+        self._thread.join(JOIN_TIMEOUT_S)
 
-    def _end(self) -> None:
-        """Close every socket; the loop returns when none is left. On the web thread."""
+    def _hang_up(self) -> None:
+        """Close the port and every connection; a worker that streams then ends. On the web thread."""
+        dispatcher.close(self._server)
         for channel in list(self._server.active_channels.values()):
             channel.handle_close()
-        self._server.close()
 
 
 def serve(app: Flask, *, host: str, port: int, threads: int) -> PageServer:

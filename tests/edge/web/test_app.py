@@ -1,0 +1,192 @@
+"""Every route and every refusal, without a server."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from edge.errors import BusyError, CameraError
+from edge.status import RunState, StatusBoard
+
+ROUTES = ("/", "/api/status", "/healthz", "/metrics", "/static/app.js", "/no-such-page")
+
+
+@pytest.fixture
+def client(box: Any) -> FlaskClient:
+    return box.app().test_client()
+
+
+def problem(response: TestResponse, status: int) -> str:
+    """Check that an answer is a problem document; its detail."""
+    assert response.status_code == status
+    assert response.content_type == "application/problem+json"
+    document = response.get_json()
+    assert set(document) == {"type", "title", "status", "detail"}
+    assert document["status"] == status
+    assert len(document["detail"]) > 10
+    return str(document["detail"])
+
+
+def test_the_page_names_the_box_its_state_and_what_is_simulated(client: FlaskClient) -> None:
+    html = client.get("/").get_data(as_text=True)
+    assert "<title>LIVE · bench 3" in html
+    assert re.search(r"SIMULATED<span[^>]*> camera, stage</span>", html)
+    assert "superlens scan --region-um" in html
+
+
+def test_the_page_holds_no_inline_script_or_style(client: FlaskClient) -> None:
+    html = client.get("/").get_data(as_text=True)
+    assert not re.search(r"<style|\sstyle=|\son[a-z]+=|javascript:|https?://(?!www\.w3\.org)", html)
+    assert re.findall(r"<script[^>]*>(.*?)</script>", html, re.S) == [""]
+
+
+def test_a_page_whose_instrument_did_not_start_shows_why(box: Any) -> None:
+    box.publish(state=RunState.FAULT, start_error="No answer on /dev/pzt <within> 5 s.", camera=None, simulated=())
+    client = box.app(config_text='port = "/dev/pzt"', log_tail=lambda: ["asking *IDN?", "no answer"]).test_client()
+    html = client.get("/").get_data(as_text=True)
+    assert "No answer on /dev/pzt &lt;within&gt; 5 s." in html
+    assert "port = &#34;/dev/pzt&#34;" in html
+    assert "asking *IDN?\nno answer" in html
+    assert re.search(r'id="view-live"[^>]* hidden>', html)
+    assert not re.search(r'id="view-down"[^>]* hidden>', html)
+
+
+def test_configuration_and_log_are_left_out_where_none_are_given(client: FlaskClient) -> None:
+    assert "down-more" not in client.get("/").get_data(as_text=True)
+
+
+def test_status_is_the_boards_with_the_clock_of_this_moment(box: Any) -> None:
+    status = box.board.status()
+    box.board = StatusBoard(status, clock_ns=lambda: 77)
+    document = box.app().test_client().get("/api/status").get_json()
+    assert document["box_monotonic_ns"] == 77
+    assert document["box_utc"].endswith("+00:00")
+    assert document["flow"]["frames"] == status.flow.frames
+    assert document["pixel_size_nm"] == status.pixel_size_nm
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"job": "live"}'])
+def test_start_begins_the_live_view(client: FlaskClient, box: Any, body: bytes) -> None:
+    answer = client.post("/api/start", data=body, content_type="application/json")
+    assert answer.get_json() == {"job": "live", "state": "LIVE"}
+    assert box.calls == ["start"]
+
+
+@pytest.mark.parametrize(("body", "names"), [('{"job": "dance"}', "job"), ('{"speed": 3}', "speed"), ("{", "body")])
+def test_an_unknown_job_is_refused_and_nothing_starts(client: FlaskClient, box: Any, body: str, names: str) -> None:
+    assert names in problem(client.post("/api/start", data=body, content_type="application/json"), 400)
+    assert box.calls == []
+
+
+def test_a_body_that_is_not_json_is_refused(client: FlaskClient) -> None:
+    problem(client.post("/api/start", data="job=live", content_type="text/plain"), 415)
+
+
+def test_a_large_body_is_refused(client: FlaskClient, box: Any) -> None:
+    problem(client.post("/api/start", data=b" " * 5000, content_type="application/json"), 413)
+    assert box.calls == []
+
+
+def test_a_busy_instrument_says_so(client: FlaskClient, box: Any) -> None:
+    box.refuses = BusyError("The instrument is SCANNING. Stop it first.")
+    for path in ("/api/start", "/api/snapshot"):
+        assert problem(client.post(path), 409) == "The instrument is SCANNING. Stop it first."
+
+
+def test_an_instrument_that_cannot_says_why(client: FlaskClient, box: Any) -> None:
+    box.refuses = CameraError("No frame came within 5.0 s. Check the cable.")
+    for path in ("/api/start", "/api/snapshot", "/api/stop"):
+        assert "Check the cable" in problem(client.post(path), 503)
+
+
+def test_stop_is_called_in_the_request_and_answers_with_the_state_after_it(client: FlaskClient, box: Any) -> None:
+    assert client.post("/api/stop").get_json() == {"stopped": True, "state": "IDLE"}
+    assert box.calls == ["stop"]
+
+
+def test_a_snapshot_answers_with_its_files(client: FlaskClient) -> None:
+    assert client.post("/api/snapshot").get_json() == {"paths": ["shots/1_raw.ome.tif", "shots/1_enhanced.ome.tif"]}
+
+
+def test_what_changes_something_cannot_be_fetched(client: FlaskClient, box: Any) -> None:
+    for path in ("/api/start", "/api/stop", "/api/snapshot"):
+        problem(client.get(path), 405)
+    assert box.calls == []
+
+
+def test_healthz_says_that_the_process_is_up_whatever_the_instrument_does(client: FlaskClient, box: Any) -> None:
+    box.publish(state=RunState.FAULT)
+    assert client.get("/healthz").status_code == 200
+
+
+def test_readyz_follows_the_age_of_the_newest_frame(client: FlaskClient, box: Any) -> None:
+    assert "No frame" in problem(client.get("/readyz"), 503)
+    box.show_grey(50, 100)
+    assert client.get("/readyz").status_code == 200
+    box.show_grey(50, 100, age_s=1.5)
+    assert "1.5 s old" in problem(client.get("/readyz"), 503)
+    box.publish(camera=box.board.status().camera.model_copy(update={"frame_time_s": 4.0}))
+    assert client.get("/readyz").status_code == 200
+    box.publish(state=RunState.IDLE)
+    assert "IDLE" in problem(client.get("/readyz"), 503)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_answer_carries_the_security_headers(client: FlaskClient, path: str) -> None:
+    with client.get(path) as response:
+        headers = response.headers
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert headers["Cache-Control"] == ("no-cache" if path.startswith("/static") else "no-store")
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_foreign_host_is_misdirected_on_every_route(client: FlaskClient, path: str) -> None:
+    assert "evil.example" in problem(client.get(path, headers={"Host": "evil.example"}), 421)
+
+
+def test_a_foreign_origin_is_refused_and_nothing_happens(client: FlaskClient, box: Any) -> None:
+    for path in ("/api/start", "/api/stop", "/api/snapshot"):
+        problem(client.post(path, headers={"Origin": "http://evil.example"}), 403)
+    assert box.calls == []
+
+
+def test_an_allowed_name_is_answered(box: Any) -> None:
+    client = box.app(allowed_hosts=("Bench3.lab",)).test_client()
+    assert client.get("/healthz", headers={"Host": "bench3.lab:8080"}).status_code == 200
+
+
+def test_a_missing_page_is_a_problem_document(client: FlaskClient) -> None:
+    problem(client.get("/no-such-page"), 404)
+
+
+def test_a_fault_in_the_program_is_a_problem_document_without_its_innards(
+    box: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> list[str]:
+        raise RuntimeError("secret innards")
+
+    app = box.app(log_tail=broken)
+    app.testing = False
+    assert "innards" not in problem(app.test_client().get("/"), 500)
+    assert "secret innards" in caplog.text
+
+
+def test_one_viewer_too_many_is_told_so_and_a_place_becomes_free_again(box: Any) -> None:
+    client = box.app(max_viewers=2).test_client()
+    for path in ("/video", "/api/events"):
+        open_streams = [client.get(path) for _ in range(2)]
+        assert "at most 2" in problem(client.get(path), 503)
+        open_streams[0].close()  # its first byte was never asked for
+        again = client.get(path)
+        assert again.status_code == 200
+        for response in (open_streams[1], again):
+            response.close()
