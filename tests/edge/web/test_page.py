@@ -1,0 +1,384 @@
+"""The page in a real browser: what a person at the instrument sees and presses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from edge.errors import CameraError
+from edge.status import Problem, RunState, ScanStatus
+from edge.web import PageServer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.slow
+
+DESKTOP = (1440, 900)
+PHONE = (390, 844)
+PROBLEM = Problem(
+    key="job",
+    severity="fault",
+    title="The live view ended",
+    what_to_do="No frame came within 5.0 s. Check the camera and its cable.",
+    since_utc="2026-01-01T14:26:00+00:00",
+)
+SCAN = ScanStatus(name="scan1", tiles=144, done=57, missing=1, eta_s=361.0, folder="/data/scan1", complete=None)
+
+# Mean grey and a checksum of either side of the split, and the size, from the canvas itself.
+READ_HALVES = """() => {
+  const view = document.getElementById("view"), {width, height} = view;
+  const copy = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
+  copy.drawImage(view, 0, 0);
+  const sides = [0, width / 2].map((x) => {
+    const {data} = copy.getImageData(x, 0, width / 2, height);
+    const grey = data.filter((_, i) => i % 4 === 0);
+    return {mean: grey.reduce((a, v) => a + v, 0) / grey.length, sum: grey.reduce((a, v) => (a * 31 + v) % 1e9, 7)};
+  });
+  return {means: sides.map(({mean}) => mean), sums: sides.map(({sum}) => sum), size: [width, height]};
+}"""
+SET_HIDDEN = """(hidden) => {
+  Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+NETWORK = "Failed to load resource"  # the browser reports each refusal and lost link that a test provokes
+LIVE = "!document.getElementById('frame').dataset.veil"
+OpenPage = Callable[..., "Page"]
+
+
+@pytest.fixture
+def open_page(browser: Browser, served: Callable[..., PageServer]) -> Iterator[OpenPage]:
+    """Open the box's page; whatever happens on it, it must be silent and talk to the box alone."""
+    contexts, complaints, strangers = [], [], []
+
+    def begin(size: tuple[int, int] = DESKTOP, *, theme: str = "dark", server: PageServer | None = None) -> Page:
+        origin = f"http://127.0.0.1:{(server or served()).port}"
+        context = browser.new_context(
+            viewport={"width": size[0], "height": size[1]}, color_scheme=theme, reduced_motion="reduce"
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: NETWORK in message.text or complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: request.url.startswith(origin) or strangers.append(request.url))
+        page.goto(origin)
+        return page
+
+    yield begin
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in strangers if not url.startswith("blob:")] == []
+
+
+def wait_until(page: Page, expression: str) -> None:
+    """Wait for an expression to hold. Playwright's own wait would need eval, which the page's CSP forbids."""
+    for _ in range(400):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(25)
+    pytest.fail(f"still false after 10 s: {expression}")
+
+
+def wait_calls(page: Page, box: Any, calls: list[str]) -> None:
+    """Wait for the box to have been called, while the browser goes on."""
+    for _ in range(100):
+        if len(box.calls) >= len(calls):
+            break
+        page.wait_for_timeout(20)
+    assert box.calls == calls
+
+
+def test_both_halves_show_changing_pixels_of_their_own(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    first = page.evaluate(READ_HALVES)
+    raw, enhanced = first["means"]
+    assert first["size"] == [128, 128]
+    assert abs(raw - 54.5) < 3  # the fake camera's mean, and what its engine makes of it
+    assert abs(enhanced - 174.5) < 3
+    index = page.get_attribute("#frame", "data-index")
+    wait_until(page, f"document.getElementById('frame').dataset.index !== '{index}'")
+    later = page.evaluate(READ_HALVES)
+    assert all(a != b for a, b in zip(first["sums"], later["sums"], strict=True))
+
+
+def test_latency_is_from_exposure_to_screen_by_the_boxs_clock(box: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, "performance.getEntriesByType('resource').filter(e => e.name.endsWith('/api/status')).length >= 5")
+    box.publish()
+    for _ in range(4):
+        box.show_grey(40, 160, age_s=0.6)  # the only delay known beforehand
+        page.wait_for_timeout(60)
+    wait_until(page, "document.getElementById('s-lat').textContent !== '–'")
+    assert 600 <= int(page.inner_text("#s-lat")) < 900
+
+
+def test_modes_are_raw_enhanced_and_split_by_click_and_by_key(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    for key, mode, means in (("1", "raw", (54.5, 54.5)), ("2", "enh", (174.5, 174.5)), ("3", "split", (54.5, 174.5))):
+        page.keyboard.press(key)
+        wait_until(page, f"document.getElementById('frame').dataset.mode === '{mode}'")
+        index = page.get_attribute("#frame", "data-index")
+        wait_until(page, f"document.getElementById('frame').dataset.index !== '{index}'")
+        assert all(abs(a - b) < 3 for a, b in zip(page.evaluate(READ_HALVES)["means"], means, strict=True))
+        assert page.is_visible(".tag-raw") == (mode != "enh")
+        assert page.is_visible(".tag-enh") == (mode != "raw")
+    assert page.inner_text(".tag-enh").split("\n") == ["ENHANCED", "enhance-rt", "not raw data"]
+    page.focus("#frame")
+    page.keyboard.down("Space")
+    assert page.get_attribute("#frame", "data-mode") == "raw"
+    page.keyboard.up("Space")
+    assert page.get_attribute("#frame", "data-mode") == "split"
+
+
+def test_the_split_handle_is_a_slider_for_keys(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    handle = page.get_by_role("slider", name="Split between raw and enhanced")
+    for key, percent in (("ArrowRight", 52), ("PageDown", 42), ("End", 100), ("Home", 0)):
+        handle.press(key)
+        assert handle.get_attribute("aria-valuenow") == str(percent)
+    assert not page.is_visible(".tag-raw")
+    assert page.is_visible(".tag-enh")
+
+
+def test_stop_stops_once_by_click(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    page.click("#stop")
+    wait_calls(page, box, ["stop"])
+    wait_until(page, "document.getElementById('state-word').textContent === 'IDLE'")
+    assert page.inner_text("#veil-big") == "CAMERA READY"
+
+
+def test_escape_stops_and_closes_an_open_menu_or_dialog_first(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    page.click("#menu summary")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#keys-btn")
+    page.keyboard.press("?")
+    assert page.is_visible("#keys")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#keys")
+    assert box.calls == []
+    page.keyboard.press("Escape")
+    wait_calls(page, box, ["stop"])
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_stop_can_be_pressed_while_menu_and_dialog_are_open(
+    box: Any, open_page: OpenPage, size: tuple[int, int]
+) -> None:
+    page = open_page(size)
+    page.keyboard.press("?")
+    page.click("#menu summary")
+    page.click("#stop")  # playwright refuses to click what is covered
+    wait_calls(page, box, ["stop"])
+
+
+def test_a_stop_that_is_not_confirmed_says_so(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    box.refuses = CameraError("The stage does not answer.")
+    page.click("#stop")
+    page.wait_for_selector("#plate:not([hidden])")
+    assert page.inner_text("#plate") == "STOP was not confirmed. The stage does not answer."
+    assert "STOP was not confirmed" in page.inner_text("#probs")
+    assert page.inner_text("#bell") == "1\nproblem"
+
+
+def test_start_and_snapshot_reach_the_box_and_answer_in_words(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    page.keyboard.press("c")
+    page.wait_for_selector("#plate:not([hidden])")
+    assert page.inner_text("#plate") == "Saved shots/1_raw.ome.tif and shots/1_enhanced.ome.tif"
+    box.publish(state=RunState.IDLE, note="ready")
+    page.get_by_role("button", name="Start live").first.wait_for()
+    page.click("#veil-btn")
+    wait_calls(page, box, ["snapshot", "start"])
+
+
+def test_what_is_simulated_is_named_as_long_as_it_is(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    assert page.inner_text("#sim") == "SIMULATED camera, stage"
+    box.publish(simulated=())
+    page.wait_for_selector("#sim", state="hidden")
+
+
+def test_when_pictures_cease_the_last_one_is_veiled_with_its_age(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    rhythm.frames.clear()
+    wait_until(page, "document.getElementById('frame').hasAttribute('data-stale')")
+    age = float(re.fullmatch(r"LAST FRAME (\d+\.\d) s AGO", page.inner_text("#veil-big"))[1])
+    assert 1.0 <= age < 2.0
+    assert [page.inner_text(cell) for cell in ("#s-cap", "#s-dis", "#s-lat")] == ["0.0", "0.0", "–"]
+    assert page.is_visible(".tag-raw")
+    assert page.is_visible(".tag-enh")
+    assert "grayscale" in page.evaluate("getComputedStyle(document.getElementById('view')).filter")
+    wait_until(page, "document.getElementById('state-note').textContent === 'no new frame'")
+    rhythm.frames.set()
+    wait_until(page, LIVE)
+
+
+def test_an_old_picture_is_never_shown_as_live(box: Any, open_page: OpenPage) -> None:
+    box.publish()
+    box.show_grey(40, 160, age_s=30.0)
+    page = open_page()
+    wait_until(page, "document.getElementById('veil-big').textContent.startsWith('LAST FRAME 3')")
+
+
+def test_a_lost_link_makes_everything_stale(
+    box: Any, rhythm: Any, served: Callable[..., PageServer], open_page: OpenPage
+) -> None:
+    server = served()
+    page = open_page(server=server)
+    wait_until(page, LIVE)
+    server.close()
+    wait_until(page, "document.body.hasAttribute('data-lost')")
+    assert page.inner_text("#state-word") == "–"
+    assert page.inner_text("#veil-why") == "The page has lost its link to the box."
+    assert page.inner_text("#s-cap") == "–"
+    assert page.title().startswith("NO LINK")
+    page.click("#stop")
+    page.wait_for_selector("#plate:not([hidden])")
+    assert "STOP was not confirmed. The box does not answer." in page.inner_text("#plate")
+
+
+def test_a_daemon_that_no_longer_beats_makes_everything_stale(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    rhythm.close()
+    box.publish(box_monotonic_ns=box.board.clock_ns() - 6_000_000_000)
+    wait_until(page, "document.body.hasAttribute('data-lost')")
+    assert page.inner_text("#veil-why") == "The box no longer updates its status."
+
+
+def test_the_start_error_takes_the_place_of_the_image_until_it_is_mended(
+    box: Any, rhythm: Any, open_page: OpenPage
+) -> None:
+    box.publish(state=RunState.FAULT, note="not started", start_error="No answer on /dev/pzt within 5 s.")
+    page = open_page()
+    assert page.inner_text("#h-down") == "The instrument did not start"
+    assert page.inner_text("#down-error") == "No answer on /dev/pzt within 5 s."
+    assert page.is_visible("#stop")
+    assert not page.is_visible("#frame")
+    box.refuses = CameraError("still dead")
+    page.click("#again")
+    wait_until(page, "document.getElementById('again-note').textContent.startsWith('Tried at')")
+    box.refuses = None
+    page.click("#again")
+    wait_until(page, LIVE)
+    assert box.calls == ["start", "start"]
+
+
+STATES: dict[str, dict[str, Any]] = {
+    "live": {},
+    "idle": {"state": RunState.IDLE, "note": "ready"},
+    "scanning": {"state": RunState.SCANNING, "note": "tile 57 of 144", "scan": SCAN},
+    "paused": {"state": RunState.PAUSED, "note": "disk nearly full", "problems": (PROBLEM,) * 3},
+    "fault": {"state": RunState.FAULT, "note": "see Health", "problems": (PROBLEM,)},
+    "ended": {"scan": SCAN.model_copy(update={"complete": False, "eta_s": None}), "simulated": ()},
+    "not started": {"state": RunState.FAULT, "note": "not started", "start_error": "No answer.", "stage": None},
+}
+
+
+@pytest.mark.parametrize("size", [DESKTOP, (1024, 768), PHONE])
+def test_nothing_moves_between_states(box: Any, rhythm: Any, open_page: OpenPage, size: tuple[int, int]) -> None:
+    page = open_page(size)
+    wait_until(page, LIVE)
+    healthy = {key: getattr(box.board.status(), key) for changes in STATES.values() for key in changes}
+    places: dict[str, set[str]] = {}
+    for name, changes in STATES.items():
+        box.publish(**{**healthy, **changes})
+        word = box.board.status().state.value
+        note = box.board.status().note
+        wait_until(
+            page,
+            f"document.getElementById('state-word').textContent === '{word}' "
+            f"&& document.getElementById('state-note').textContent === '{note}'",
+        )
+        for part in ("#stop", "#bell", "#state", "#menu", "#frame", "#stage", "#scan", "#run", "#snap", "#hist"):
+            if (place := page.locator(part).bounding_box()) is not None:
+                places.setdefault(part, set()).add(str(place))
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+    assert {part: len(seen) for part, seen in places.items()} == dict.fromkeys(places, 1)
+
+
+def test_a_phone_has_everything_within_reach(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page(PHONE)
+    wait_until(page, LIVE)
+    for tab, part in (("stage", "#axes"), ("scan", "#scan-none"), ("health", "#vitals"), ("view", "#hist")):
+        page.click(f".dock [data-tab={tab}]")
+        assert page.is_visible(part)
+        assert page.is_visible("#stop")
+        assert page.is_visible("#view")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+    stop = page.locator("#stop").bounding_box()
+    assert stop["width"] >= 44
+    assert stop["height"] >= 44
+
+
+def test_stage_scan_and_health_read_as_the_status_says(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    box.publish(state=RunState.SCANNING, scan=SCAN, problems=(PROBLEM,))
+    page = open_page()
+    wait_until(page, "document.getElementById('k-tile').textContent === '57'")
+    assert page.inner_text(".axis").split("\n") == ["x", "set 48.120", "48.121", "µm"]
+    assert page.inner_text("#lamp").split("\n") == ["On target", "1 nm"]
+    assert page.inner_text("#k-folder") == "/data/scan1"
+    assert "in 7 min" in page.inner_text("#k-eta")
+    assert "FAULT" in page.inner_text("#probs li")
+    assert page.inner_text("#scale-text") == "1 µm"
+    box.publish(pixel_size_nm=None)
+    wait_until(page, "document.getElementById('scale-text').textContent === 'pixel size unknown'")
+    assert page.is_disabled("#o-field")
+
+
+def test_a_hidden_tab_streams_nothing_and_comes_back_with_the_newest(
+    box: Any, rhythm: Any, served: Callable[..., PageServer], open_page: OpenPage
+) -> None:
+    server = served(max_viewers=1)
+    page = open_page(server=server)
+    wait_until(page, LIVE)
+    page.evaluate(SET_HIDDEN, True)
+    wait_until(page, "document.getElementById('frame').hasAttribute('data-stale')")
+    page.evaluate(SET_HIDDEN, False)  # the only viewer's place was given back, or this would be refused
+    wait_until(page, LIVE)
+
+
+# Texts on the page's own grounds (not on the image) with a contrast under 4.5 or smaller than 12 px. WCAG 2.1, 1.4.3.
+POOR_TEXTS = """() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const ground = (node) => {
+    const colour = rgb(getComputedStyle(node).backgroundColor);
+    return colour[3] === 0 ? ground(node.parentElement) : colour;
+  };
+  const poor = [];
+  for (const node of document.querySelectorAll(".bar *, .tools *, .histo *, .rail *, #view-down *")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    if (!own || !node.checkVisibility({visibilityProperty: true})) continue;
+    const [a, b] = [rgb(getComputedStyle(node).color), ground(node)].map(luminance);
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5 || parseFloat(getComputedStyle(node).fontSize) < 12) poor.push([node.textContent.trim(), ratio]);
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize("state", ["live", "scanning", "fault", "not started"])
+def test_text_is_readable_in_either_theme(box: Any, rhythm: Any, open_page: OpenPage, theme: str, state: str) -> None:
+    box.publish(**STATES[state])
+    page = open_page(theme=theme)
+    wait_until(page, "document.getElementById('vitals').childElementCount > 0")
+    assert page.evaluate(POOR_TEXTS) == []
