@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.devices import Engine
+from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
 from edge.frames import DTYPE, PixelFormat
 from export.errors import ManifestError
@@ -130,4 +131,4 @@ def load_engine(
             f"The engine back end {backend!r} is not installed. Install it: {INSTALL[backend]}. "
             "Nothing else is used in its place."
         ) from exc
-    return build(path, manifest, frame_shape_px, pixel_format, bit_depth=bit_depth, hint=hint, dark=dark, flat=flat)
+    return build(path, manifest, Counts(frame_shape_px, pixel_format, bit_depth, dark, flat), hint=hint)

@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edge.engine.prepare import from_network, to_network
+from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
-from edge.frames import DTYPE, FramePool, PixelFormat, aligned_empty
+from edge.frames import FramePool, aligned_empty
 from export.manifest import Manifest
 
 
@@ -30,29 +30,23 @@ class OnnxRuntimeEngine:
         self,
         path: Path,
         manifest: Manifest,
-        frame_shape_px: tuple[int, ...],
-        pixel_format: PixelFormat,
+        counts: Counts,
         *,
-        bit_depth: int,
         hint: str,
-        dark: NDArray[np.float32] | None,
-        flat: NDArray[np.float32] | None,
     ) -> None:
         if hint == "bf16":
             raise ConfigError('ONNX Runtime has no bf16 on the CPU. Set [engine] hint = "f32" or "auto".')
         self.manifest = manifest
         self.precision = "f32"
         self.passes_per_frame = 1 + len(manifest.outputs)
-        self._frame_shape_px = frame_shape_px
-        self._dtype = DTYPE[pixel_format]
-        self._bit_depth, self._dark, self._flat = bit_depth, dark, flat
+        self._counts = counts
         options = ort.SessionOptions()
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # ONNX Runtime's errors share no public base class
             raise EngineError(f"ONNX Runtime {ort.__version__} cannot run {path}: {exc}") from exc
-        height, width = frame_shape_px
+        height, width = counts.shape_px
         self._input = aligned_empty((1, 1, height, width), np.float32)
         self._binding = self._session.io_binding()
         _bind(self._binding.bind_input, manifest.inputs[0].name, self._input)
@@ -61,19 +55,19 @@ class OnnxRuntimeEngine:
         for spec in manifest.outputs:
             shape = (1, 1, height * manifest.scale, width * manifest.scale)
             self._values[spec.name] = aligned_empty(shape, np.float32)
-            self._outputs[spec.name] = aligned_empty(shape[2:], self._dtype)
+            self._outputs[spec.name] = aligned_empty(shape[2:], counts.dtype)
             _bind(self._binding.bind_output, spec.name, self._values[spec.name])
 
     def allocate(self, slots: int) -> FramePool:
         """``slots`` aligned arrays of counts, which :meth:`infer` reads in its prepare pass."""
-        return FramePool([aligned_empty(self._frame_shape_px, self._dtype) for _ in range(slots)])
+        return FramePool([aligned_empty(self._counts.shape_px, self._counts.dtype) for _ in range(slots)])
 
     def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
         """Prepare, run, turn back to counts."""
-        to_network(pixels, self._input[0, 0], bit_depth=self._bit_depth, dark=self._dark, flat=self._flat)
+        self._counts.to_network(pixels, self._input[0, 0])
         self._session.run_with_iobinding(self._binding)
         for name, values in self._values.items():
-            from_network(values[0, 0], self._outputs[name], bit_depth=self._bit_depth)
+            self._counts.from_network(values[0, 0], self._outputs[name])
         return self._outputs
 
     def close(self) -> None:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
 
-from edge.engine.prepare import full_scale
+from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
-from edge.frames import DTYPE, SLOT_ALIGNMENT, FramePool, PixelFormat, aligned_empty
+from edge.frames import SLOT_ALIGNMENT, FramePool, PixelFormat, aligned_empty
 from export.manifest import Manifest
 
 _TYPE: dict[PixelFormat, ov.Type] = {"mono8": ov.Type.u8, "mono16": ov.Type.u16}
@@ -34,17 +34,12 @@ class OpenVinoEngine:
         self,
         path: Path,
         manifest: Manifest,
-        frame_shape_px: tuple[int, ...],
-        pixel_format: PixelFormat,
+        counts: Counts,
         *,
-        bit_depth: int,
         hint: str,
-        dark: NDArray[np.float32] | None,
-        flat: NDArray[np.float32] | None,
     ) -> None:
         self.manifest = manifest
-        self._frame_shape_px = frame_shape_px
-        self._dtype = DTYPE[pixel_format]
+        self._counts = counts
         core = ov.Core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if hint == "bf16" and not has_bf16:
@@ -52,8 +47,8 @@ class OpenVinoEngine:
         self.precision = ("bf16" if has_bf16 else "f32") if hint == "auto" else hint
         try:
             model = core.read_model(path)
-            model.reshape({0: [1, 1, *frame_shape_px]})
-            model = _with_counts(model, _TYPE[pixel_format], full_scale(bit_depth), dark, flat)
+            model.reshape({0: [1, 1, *counts.shape_px]})
+            model = _with_counts(model, counts)
             self._compiled = core.compile_model(
                 model,
                 "CPU",
@@ -73,7 +68,7 @@ class OpenVinoEngine:
 
     def allocate(self, slots: int) -> FramePool:
         """``slots`` aligned arrays, each wrapped once as an input tensor that shares its memory."""
-        pool = FramePool([aligned_empty(self._frame_shape_px, self._dtype) for _ in range(slots)])
+        pool = FramePool([aligned_empty(self._counts.shape_px, self._counts.dtype) for _ in range(slots)])
         for slot in pool.slots:
             # OpenVINO accepts a misaligned shared array and then copies or slows down: refuse it here.
             if slot.ctypes.data % SLOT_ALIGNMENT:
@@ -92,29 +87,27 @@ class OpenVinoEngine:
         self._tensors.clear()
 
 
-def _with_counts(
-    model: ov.Model,
-    element_type: ov.Type,
-    full: int,
-    dark: NDArray[np.float32] | None,
-    flat: NDArray[np.float32] | None,
-) -> ov.Model:
-    """Put counts -> 0..1 (less dark, over flat) before the network and 0..1 -> counts after it, as graph nodes."""
+def _with_counts(model: ov.Model, counts: Counts) -> ov.Model:
+    """`Counts.to_network` before the network and `Counts.from_network` after it, as nodes of the graph."""
 
-    def prepare(node: ov.Output) -> ov.Output:
-        if dark is not None:
-            node = ops.subtract(node, ops.constant(dark[np.newaxis, np.newaxis], np.float32)).output(0)
-        if flat is not None:
-            node = ops.divide(node, ops.constant(flat[np.newaxis, np.newaxis], np.float32)).output(0)
-        return ops.multiply(node, ops.constant(np.float32(1 / full), np.float32)).output(0)
+    def constant(value: Any) -> Any:
+        return ops.constant(np.asarray(value, np.float32))
 
-    def count(node: ov.Output) -> ov.Output:
-        return ops.round(ops.multiply(node, ops.constant(np.float32(full), np.float32)), "half_to_even").output(0)
+    def to_network(node: ov.Output) -> ov.Output:
+        if counts.dark is not None:
+            node = ops.subtract(node, constant(counts.dark[np.newaxis, np.newaxis])).output(0)
+        if counts.flat is not None:
+            node = ops.divide(node, constant(counts.flat[np.newaxis, np.newaxis])).output(0)
+        return ops.multiply(node, constant(1 / counts.full_scale)).output(0)
 
+    def from_network(node: ov.Output) -> ov.Output:
+        return ops.round(ops.multiply(node, constant(counts.full_scale)), "half_to_even").output(0)
+
+    element_type = _TYPE[counts.pixel_format]
     steps = PrePostProcessor(model)
     steps.input().tensor().set_element_type(element_type)
-    steps.input().preprocess().convert_element_type(ov.Type.f32).custom(prepare)
+    steps.input().preprocess().convert_element_type(ov.Type.f32).custom(to_network)
     for i in range(len(model.outputs)):
-        steps.output(i).postprocess().custom(count)
+        steps.output(i).postprocess().custom(from_network)
         steps.output(i).tensor().set_element_type(element_type)
     return steps.build()

@@ -13,7 +13,7 @@ import pytest
 
 from edge.devices import Engine
 from edge.engine import BACKENDS, check_pixel_size, find_bundle, load_engine
-from edge.engine.prepare import from_network, to_network
+from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
 from export.manifest import load_bundle
 from tests.contracts import EngineContract
@@ -108,8 +108,9 @@ def test_a_pixel_size_more_than_ten_percent_off_is_refused(identity_bundle: Path
 def test_the_prepare_reference_and_its_way_back_are_inverse() -> None:
     counts = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     values, back = np.empty((64, 64), np.float32), np.empty_like(counts)
-    to_network(counts, values, bit_depth=12)
+    camera = Counts((64, 64), "mono16", 12)
+    camera.to_network(counts, values)
     assert values.min() == 0
     assert values.max() == pytest.approx(1)
-    from_network(values, back, bit_depth=12)
+    camera.from_network(values, back)
     np.testing.assert_array_equal(back, counts)
