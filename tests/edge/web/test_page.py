@@ -291,7 +291,7 @@ STATES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("size", [DESKTOP, (1024, 768), PHONE])
+@pytest.mark.parametrize("size", [DESKTOP, (1024, 768), PHONE, (320, 640)])
 def test_nothing_moves_between_states(box: Any, rhythm: Any, open_page: OpenPage, size: tuple[int, int]) -> None:
     page = open_page(size)
     wait_until(page, LIVE)
