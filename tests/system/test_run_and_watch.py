@@ -1,0 +1,158 @@
+"""`superlens run` as a user meets it: one command, a browser, enhanced video that moves, STOP, and a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.slow
+
+# Mean grey and a checksum of the raw (left) and the enhanced (right) half of the canvas.
+READ_HALVES = """() => {
+  const view = document.getElementById("view"), {width, height} = view;
+  const copy = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
+  copy.drawImage(view, 0, 0);
+  return [0, width / 2].map((x) => {
+    const {data} = copy.getImageData(x, 0, width / 2, height);
+    let sum = 7, level = 0, squares = 0;
+    for (let i = 0; i < data.length; i += 4) {
+      sum = (sum * 31 + data[i]) % 1e9; level += data[i]; squares += data[i] * data[i];
+    }
+    const n = data.length / 4;
+    return {sum, mean: level / n, std: Math.sqrt(squares / n - (level / n) ** 2)};
+  });
+}"""
+
+
+def until(condition: Callable[[], Any], *, timeout_s: float = 30) -> Any:
+    """Ask again and again until the answer is true."""
+    deadline = time.monotonic() + timeout_s
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return answer
+
+
+class Box:
+    """A running `superlens run`."""
+
+    def __init__(self, *arguments: str, data: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edge", "run", "--port", str(self.port), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XDG_DATA_HOME": str(data)},
+        )
+        for line in self.process.stderr:
+            if line.strip() == f"superlens: {self.url}":
+                break
+
+    def status(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.url}/api/status", timeout=10) as answer:
+            return json.load(answer)
+
+    def post(self, path: str) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self.url}{path}", data=b"", method="POST", headers={"Origin": self.url})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def terminate(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=30)
+        return self.process.returncode
+
+
+@pytest.fixture
+def run_box(tmp_path: Path) -> Iterator[Callable[..., Box]]:
+    boxes: list[Box] = []
+
+    def start(*arguments: str) -> Box:
+        boxes.append(Box(*arguments, data=tmp_path))
+        return boxes[-1]
+
+    yield start
+    for box in boxes:
+        if box.process.poll() is None:
+            box.process.kill()
+            box.process.communicate()
+
+
+def open_page(browser: Browser, box: Box) -> Page:
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(box.url)
+    return page
+
+
+def test_a_user_watches_both_halves_change_and_presses_stop(run_box: Callable[..., Box], browser: Browser) -> None:
+    box = run_box("--fps", "10")
+    page = open_page(browser, box)
+    until(lambda: page.locator("#state-word").inner_text() == "LIVE")
+    first = until(lambda: (halves := page.evaluate(READ_HALVES)) and halves[0]["mean"] > 10 and halves)
+    changed = until(
+        lambda: (
+            (halves := page.evaluate(READ_HALVES))
+            and all(now["sum"] != then["sum"] for now, then in zip(halves, first, strict=True))
+            and halves
+        )
+    )
+    raw, enhanced = changed
+    assert raw["std"] > 5
+    assert enhanced["std"] > 5
+    assert "SIMULATED" in page.locator("#sim").inner_text()
+    page.locator("#stop").click()
+    until(lambda: page.locator("#state-word").inner_text() == "IDLE")
+    assert box.status()["state"] == "IDLE"
+    page.close()
+    assert box.terminate() == 0
+
+
+def test_a_page_that_stays_open_sees_the_next_job(run_box: Callable[..., Box], browser: Browser) -> None:
+    box = run_box("--fps", "10")
+    page = open_page(browser, box)
+    until(lambda: page.evaluate(READ_HALVES)[0]["mean"] > 10)
+    box.post("/api/stop")
+    until(lambda: page.locator("#state-word").inner_text() == "IDLE")
+    box.post("/api/start")
+    until(lambda: page.locator("#state-word").inner_text() == "LIVE")
+    before = page.evaluate(READ_HALVES)[0]["sum"]
+    until(lambda: page.evaluate(READ_HALVES)[0]["sum"] != before)
+    page.close()
+
+
+def test_an_absent_controller_is_on_the_page_with_what_to_do(
+    run_box: Callable[..., Box], browser: Browser, tmp_path: Path
+) -> None:
+    (tmp_path / "real.toml").write_text('[stage]\nport = "/dev/absent-pzt"\n')
+    box = run_box("--config", str(tmp_path / "real.toml"))
+    page = open_page(browser, box)
+    until(lambda: "/dev/absent-pzt" in page.locator("body").inner_text())
+    assert "did not start" in page.locator("body").inner_text()
+    assert box.process.poll() is None
+    page.close()
+
+
+def test_a_snapshot_is_saved_and_its_files_are_named(run_box: Callable[..., Box]) -> None:
+    box = run_box("--fps", "10")
+    until(lambda: box.status()["flow"]["frames"] > 2)
+    paths = [Path(path) for path in box.post("/api/snapshot")["paths"]]
+    assert [path.exists() for path in paths] == [True, True]
+    assert all("SIMULATED" in path.name for path in paths)
