@@ -46,10 +46,10 @@ class Conditions(BaseModel):
     effective_na: tuple[Aperture, ...] = Field(min_length=1)
     photons: tuple[float, ...] = Field(min_length=1)
     axis_offset_um: tuple[Span, ...] = Field(min_length=1)
-    veil: Span = (0.15, 0.45)
-    exposure: Span = (0.75, 1.0)
+    veil: Span = (0.2, 0.4)
+    exposure: Span = (0.75, 0.95)
     light_slope: float = Field(default=0.15, ge=0, lt=1)
-    light_scale: Span = (0.8, 1.25)
+    light_scale: Span = (0.9, 1.1)
     pixel_size_nm: float = Field(default=Optics().pixel_size_nm, gt=0)
 
     @field_validator("families")

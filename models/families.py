@@ -1,4 +1,7 @@
-"""How each family of specimens is drawn: coverage of shapes on a fine canvas, in nanometres (numpy only)."""
+"""How each family of specimens is drawn: coverage of shapes on a fine canvas, in nanometres (numpy only).
+
+A catalogue: each drawing stands alone, so its length is the number of families.
+"""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ _DEMO = (
 )  # fmt: skip
 
 
-def demo_specimen(size_um: float = 118.0, pixel_size_nm: float = 6500 / 135, seed: int = 0) -> Image:
+def demo_specimen(size_um: float = 118.0, pixel_size_nm: float = 6500 / 135, seed: int = 2) -> Image:
     """A large mixed specimen for the simulated instrument: fields of 16 um, a family each, on a plain wafer.
 
     Parameters

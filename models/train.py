@@ -36,7 +36,7 @@ def fit(recipe: Recipe, out: Path, *, workers: int | None = None) -> Path:
     recipe
         Everything that decides the result; on one machine the same recipe gives the same weights.
     out
-        Folder for ema.safetensors (the result), last.safetensors and log.csv.
+        Folder for ema.safetensors (the result, also saved at every validation), last.safetensors and log.csv.
     workers
         Processes that draw the specimens; None is one a core. Has no influence on the result.
 
@@ -111,17 +111,18 @@ def fit(recipe: Recipe, out: Path, *, workers: int | None = None) -> Path:
                 for average, value in zip(ema.parameters(), net.parameters(), strict=True):
                     average.lerp_(value, 1 - keep)
 
-            if step % t.log_every == 0 or step == t.steps:
+            judged = step % recipe.validation.every == 0 or step == t.steps
+            if judged or step % t.log_every == 0:
                 mean = sum(recent) / len(recent)
                 validated = ["", ""]
-                if step % recipe.validation.every == 0 or step == t.steps:
+                if judged:
                     validated = [f"{figure:.3f}" for figure in validate(ema, validation)]
+                    save_checkpoint(out / "ema.safetensors", ema, recipe, step)
                 table.writerow([step, f"{mean:.6f}", *validated, f"{rate:.3g}", f"{time.perf_counter() - started:.1f}"])
                 file.flush()
                 bar.update(0, f"loss {mean:.4f} {' / '.join(validated)}")
             bar.update(1)
     save_checkpoint(out / "last.safetensors", net, recipe, t.steps)
-    save_checkpoint(out / "ema.safetensors", ema, recipe, t.steps)
     return out / "ema.safetensors"
 
 
