@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,6 +21,10 @@ from edge import __version__
 from edge.config import Config, load_config
 from edge.errors import ConfigError, EdgeError
 from firmware_bridge.errors import FirmwareError
+
+if TYPE_CHECKING:
+    from edge.daemon import Daemon
+    from edge.web import PageServer
 
 log = logging.getLogger(__name__)
 
@@ -186,9 +190,19 @@ def run(
             raise EdgeError(str(job.error)) from job.error
 
 
-def _serve_page(daemon: Any) -> Any:
+@contextmanager
+def _words_for_the_page() -> Iterator[None]:
+    """The page knows the errors of the appliance; those of the bridge reach it in the same words."""
+    try:
+        yield
+    except FirmwareError as exc:
+        raise EdgeError(str(exc)) from exc
+
+
+def _serve_page(daemon: Daemon) -> PageServer:
     from edge.web import JobRequest, create_app, serve
 
+    @_words_for_the_page()
     def submit(request: JobRequest) -> None:
         del request  # "live" is the only job that can be asked for here
         daemon.start_live()
@@ -199,7 +213,7 @@ def _serve_page(daemon: Any) -> Any:
         log_tail=_log_tail.lines,
         config_text=json.dumps(daemon.config.model_dump(mode="json"), indent=2),
         submit=submit,
-        stop=daemon.stop,
+        stop=_words_for_the_page()(daemon.stop),
         snapshot=daemon.snapshot,
         allowed_hosts=web.allowed_hosts,
         max_viewers=web.max_viewers,
@@ -210,7 +224,7 @@ def _serve_page(daemon: Any) -> Any:
     return server
 
 
-def _run_figures(daemon: Any) -> dict[str, Any]:
+def _run_figures(daemon: Daemon) -> dict[str, Any]:
     from edge.meter import peak_rss_mb
 
     instrument, job = daemon.instrument, daemon.job

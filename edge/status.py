@@ -212,16 +212,13 @@ class StatusBoard:
             return self._status_counter, self._status
 
     def wait_preview(self, after: int, *, timeout_s: float) -> Preview | None:
-        """The newest preview, unless it is number ``after`` still when the time is up; None then.
-
-        Any other number counts as newer: each job counts its previews from one.
-        """
+        """The newest preview whose counter exceeds ``after``; None when none came in time."""
         with self._changed:
             self._changed.wait_for(
-                lambda: (self._preview is not None and self._preview.counter != after) or self._closed, timeout_s
+                lambda: (self._preview is not None and self._preview.counter > after) or self._closed, timeout_s
             )
             preview = self._preview
-        return preview if preview is not None and preview.counter != after else None
+        return preview if preview is not None and preview.counter > after else None
 
     def close(self) -> None:
         """Wake every waiting reader for good: the process is ending."""

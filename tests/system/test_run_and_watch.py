@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,6 +148,10 @@ def test_an_absent_controller_is_on_the_page_with_what_to_do(
     until(lambda: "/dev/absent-pzt" in page.locator("body").inner_text())
     assert "did not start" in page.locator("body").inner_text()
     assert box.process.poll() is None
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        box.post("/api/start")
+    assert refused.value.code == 503
+    assert "/dev/absent-pzt" in json.load(refused.value)["detail"]
     page.close()
 
 

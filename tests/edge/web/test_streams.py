@@ -38,18 +38,6 @@ def test_a_slow_client_gets_the_newest_picture_only(box: Any) -> None:
     assert f"X-Preview-Counter: {newest.counter}\r\n".encode() in next(stream)
 
 
-def test_the_pictures_of_a_new_job_come_although_their_count_begins_anew(box: Any) -> None:
-    stream = pictures(box.board, never)
-    next(stream)
-    for _ in range(3):
-        box.show_grey(40, 160)
-    next(stream)
-    box._counter = 0
-    box.board.clear_preview()
-    box.show_grey(40, 160)
-    assert b"X-Preview-Counter: 1\r\n" in next(stream)
-
-
 def test_streams_end_when_the_board_is_closed(box: Any) -> None:
     waiting = [pictures(box.board, never), status_events(box.board, never)]
     threads = [threading.Thread(target=list, args=(stream,), daemon=True) for stream in waiting]
