@@ -204,8 +204,10 @@ def _serve_page(daemon: Daemon) -> PageServer:
 
     @_words_for_the_page()
     def submit(request: JobRequest) -> None:
-        del request  # "live" is the only job that can be asked for here
-        daemon.start_live()
+        if request.region_um is None:
+            daemon.start_live()
+        else:
+            daemon.start_scan_of(region_um=request.region_um, overlap=request.overlap)
 
     web = daemon.config.web
     app = create_app(

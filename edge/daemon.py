@@ -19,11 +19,11 @@ from edge import pipeline
 from edge.config import Config
 from edge.errors import BusyError, EdgeError
 from edge.instrument import Instrument, open_instrument
-from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, scan_job
+from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, plan_scan, scan_job
 from edge.observe import observe, observe_stage, utc_now
 from edge.ometiff import write_ome_tiff
 from edge.scan import ScanPlan
-from edge.status import Problem, StageStatus, Status, StatusBoard
+from edge.status import Problem, RunState, StageStatus, Status, StatusBoard
 from firmware_bridge.errors import FirmwareError, StoppedError
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,22 @@ class Daemon:
         """Begin a raster scan into ``folder``. Errors as :meth:`start_live`; ConfigError when the folder is in use."""
         self._begin(lambda instrument: scan_job(instrument, self.board, plan, folder))
 
+    def start_scan_of(self, *, region_um: tuple[float, float], overlap: float) -> None:
+        """Begin a raster scan into a new folder of :attr:`data_dir`; a live view gives way to it.
+
+        Raises
+        ------
+        BusyError
+            A scan runs already.
+        ConfigError
+            The region does not fit; the live view goes on.
+        """
+        plan = plan_scan(self.instrument or self.open(), region_um=region_um, overlap=overlap, settle_s=0)
+        if self.job is not None and self.job.state is RunState.LIVE:
+            self.job.stop.set()
+            self._join(timeout_s=FRAME_TIMEOUT_S)
+        self.start_scan(plan, self.data_dir / "scans" / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ"))
+
     def stop(self) -> None:
         """STOP: halt the stage ahead of everything queued, end the job, hold position, keep all tiles. Any thread.
 
@@ -152,7 +168,7 @@ class Daemon:
 
     @property
     def data_dir(self) -> Path:
-        """Where snapshots go."""
+        """Where snapshots and the scans of the page go."""
         return self.config.box.data_dir or Path(platformdirs.user_data_dir("superlens", appauthor=False))
 
     @property

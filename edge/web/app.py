@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from flask import Flask, Response, render_template, request
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from werkzeug.exceptions import HTTPException
 
-from edge.errors import BusyError, EdgeError
+from edge.errors import BusyError, ConfigError, EdgeError
 from edge.status import RunState, Status, StatusBoard
 from edge.web.access import LOOPBACK_NAMES, refusal
 from edge.web.metrics import registry_of
@@ -42,11 +42,22 @@ SECURITY_HEADERS = {
 
 
 class JobRequest(BaseModel):
-    """What ``POST /api/start`` may ask for. An empty body asks for the live view."""
+    """What ``POST /api/start`` may ask for. An empty body asks for the live view.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A scan needs ``region_um`` (width x height, stage axes); whether the stage can reach it is for the daemon to say.
+    """
 
-    job: Literal["live"] = "live"
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    job: Literal["live", "scan"] = "live"
+    region_um: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.15
+
+    @model_validator(mode="after")
+    def _a_scan_has_a_region(self) -> JobRequest:
+        if (self.job == "scan") != (self.region_um is not None):
+            raise ValueError('a scan needs region_um, [width, height] in um, and "live" takes none')
+        return self
 
 
 def _no_log() -> Sequence[str]:
@@ -71,7 +82,7 @@ def create_app(
     board
         All the page knows of the instrument.
     submit
-        Begins a job; raises BusyError (answered 409) or another EdgeError (503) at once.
+        Begins a job; raises BusyError (answered 409), ConfigError (400) or another EdgeError (503) at once.
     stop
         STOP. Called in the request's own thread, ahead of everything queued.
     snapshot
@@ -104,7 +115,7 @@ def create_app(
 
     @app.errorhandler(EdgeError)
     def refused_by_the_box(error: EdgeError) -> Response:
-        status = 409 if isinstance(error, BusyError) else 503
+        status = 409 if isinstance(error, BusyError) else 400 if isinstance(error, ConfigError) else 503
         log.info("%s answered %d: %s", request.path, status, error)
         return problem(status, str(error))
 
@@ -152,7 +163,8 @@ def create_app(
         except ValidationError as exc:
             fault = exc.errors()[0]
             where = ".".join(str(part) for part in fault["loc"])
-            return problem(400, f'{where or "body"}: {fault["msg"]}. Send {{"job": "live"}}, or nothing.')
+            message = fault["msg"].removeprefix("Value error, ")
+            return problem(400, f'{where or "body"}: {message}. Send {{"job": "live"}}, or nothing.')
         submit(wanted)
         return _json({"job": wanted.job, "state": board.status().state.value})
 

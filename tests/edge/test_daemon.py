@@ -121,6 +121,20 @@ def test_stop_in_mid_scan_keeps_the_tiles_and_says_not_complete(make: DaemonMake
     assert daemon.board.status().state is RunState.IDLE
 
 
+def test_a_scan_takes_the_place_of_the_live_view_but_not_of_a_scan(make: DaemonMaker) -> None:
+    daemon = make()
+    daemon.start_live()
+    with pytest.raises(ConfigError, match="Nothing was moved"):
+        daemon.start_scan_of(region_um=(300, 10), overlap=0.15)
+    assert daemon.running
+    daemon.start_scan_of(region_um=(60, 60), overlap=0.15)
+    assert daemon.board.status().state is RunState.SCANNING
+    with pytest.raises(BusyError):
+        daemon.start_scan_of(region_um=(10, 10), overlap=0.15)
+    daemon.stop()
+    assert Path(daemon.board.status().scan.folder).parent == daemon.data_dir / "scans"
+
+
 def test_a_snapshot_is_two_files_that_say_what_they_are(make: DaemonMaker) -> None:
     daemon = make()
     with pytest.raises(EdgeError, match="Start the live view"):

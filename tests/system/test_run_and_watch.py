@@ -139,6 +139,23 @@ def test_a_page_that_stays_open_sees_the_next_job(run_box: Callable[..., Box], b
     page.close()
 
 
+def test_a_scan_from_the_page_is_stopped_and_its_tiles_are_kept(run_box: Callable[..., Box], browser: Browser) -> None:
+    box = run_box("--fps", "10")
+    page = open_page(browser, box)
+    until(lambda: page.locator("#state-word").inner_text() == "LIVE")
+    page.fill("#scan-width", "80")
+    page.fill("#scan-height", "80")
+    page.click("#scan-start")
+    until(lambda: box.status()["state"] == "SCANNING" and box.status()["scan"]["done"] >= 3)
+    page.keyboard.press("Escape")
+    until(lambda: page.locator("#state-word").inner_text() == "IDLE")
+    scan = box.status()["scan"]
+    assert scan["complete"] is False
+    assert len(list((Path(scan["folder"]) / "raw").iterdir())) == scan["done"] >= 3
+    assert (Path(scan["folder"]) / "mosaic.ome.tif").exists()
+    page.close()
+
+
 def test_an_absent_controller_is_on_the_page_with_what_to_do(
     run_box: Callable[..., Box], browser: Browser, tmp_path: Path
 ) -> None:

@@ -67,6 +67,16 @@ async function start() {
   }
 }
 
+async function startScan(event) {
+  event.preventDefault();
+  const value = (id) => $(id).valueAsNumber;
+  try {
+    await command("/api/start", { job: "scan", region_um: [value("scan-width"), value("scan-height")], overlap: value("scan-overlap") / 100 });
+  } catch (error) {
+    plate(error.message, true);
+  }
+}
+
 async function snapshot() {
   try {
     const { paths } = await command("/api/snapshot");
@@ -99,6 +109,11 @@ $("run").addEventListener("click", () => {
 });
 $("veil-btn").addEventListener("click", () => JOBS[$("veil-btn").dataset.job]?.());
 $("snap").addEventListener("click", snapshot);
+$("scan-form").addEventListener("submit", startScan);
+$("scan-new").addEventListener("click", () => {
+  panels.askForScan();
+  updatePanels();
+});
 $("again").addEventListener("click", tryAgain);
 $("mode").addEventListener("change", (event) => live.setMode(event.target.value));
 $("full").addEventListener("click", () => {

@@ -62,11 +62,12 @@ export function listen(onStatus) {
 
 setInterval(() => document.hidden || refreshClock(), CLOCK_EVERY_MS);
 
-/** Send a command. Resolves to the answer's body; rejects with an Error whose message is the box's own words. */
-export async function command(path) {
+/** Send a command, with an object as its body if need be. Resolves to the answer's body; rejects with an Error whose message is the box's own words. */
+export async function command(path, what = null) {
   let answer;
   try {
-    answer = await fetch(path, { method: "POST", headers: { Accept: "application/json" } });
+    const body = what === null ? {} : { body: JSON.stringify(what), headers: { "Content-Type": "application/json" } };
+    answer = await fetch(path, { method: "POST", ...body });
   } catch {
     throw new Error("The box does not answer. Check that superlens runs and that the network is up.");
   }

@@ -9,6 +9,12 @@ const local = new Map(); // problems only the page can see, by key
 const axes = new Map();
 let drawnProblems = "";
 let drawnState = null;
+let newScan = false; // the form is shown although there is a last scan
+
+/** Show the form for another scan in the place of the last one. */
+export function askForScan() {
+  newScan = true;
+}
 
 /** Add a problem of the page itself, or take it back with null. */
 export function setLocalProblem(key, problem) {
@@ -146,9 +152,16 @@ function servo(on) {
 // ---------- scan ----------
 function scan(status) {
   const run = status.scan;
-  $("scan-run").hidden = run === null;
-  $("scan-none").hidden = run !== null;
-  put("scan-name", run?.name ?? "");
+  const scanning = run !== null && run.complete === null;
+  if (scanning) newScan = false;
+  const form = run === null || newScan;
+  $("scan-run").hidden = form;
+  $("scan-form").hidden = !form;
+  $("scan-new").hidden = form || scanning;
+  const why = status.stage === null && status.camera !== null ? "A replay has no stage." : "";
+  $("scan-start").disabled = why !== "" || status.camera === null;
+  put("scan-why", why);
+  put("scan-name", form ? "" : run.name);
   if (run === null) return;
   put("k-tile", grouped(run.done));
   put("k-all", grouped(run.tiles));

@@ -76,6 +76,7 @@ class FakeBox:
     def __init__(self) -> None:
         self.board = StatusBoard(LIVE)
         self.calls: list[str] = []
+        self.requests: list[JobRequest] = []
         self.refuses: EdgeError | None = None
         self._counter = 0
 
@@ -85,6 +86,7 @@ class FakeBox:
         return app
 
     def submit(self, request: JobRequest) -> None:
+        self.requests.append(request)
         self._called("start")
         self.publish(state=RunState.LIVE, start_error=None)
 

@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from edge.errors import BusyError, CameraError
+from edge.errors import BusyError, CameraError, ConfigError
 from edge.status import RunState, StatusBoard
 
 ROUTES = ("/", "/api/status", "/healthz", "/metrics", "/static/app.js", "/no-such-page")
@@ -35,7 +35,7 @@ def test_the_page_names_the_box_its_state_and_what_is_simulated(client: FlaskCli
     html = client.get("/").get_data(as_text=True)
     assert "<title>LIVE · bench 3" in html
     assert re.search(r"SIMULATED<span[^>]*> camera, stage</span>", html)
-    assert "superlens scan --region-um" in html
+    assert 'id="scan-form"' in html
 
 
 def test_the_page_holds_no_inline_script_or_style(client: FlaskClient) -> None:
@@ -76,7 +76,25 @@ def test_start_begins_the_live_view(client: FlaskClient, box: Any, body: bytes) 
     assert box.calls == ["start"]
 
 
-@pytest.mark.parametrize(("body", "names"), [('{"job": "dance"}', "job"), ('{"speed": 3}', "speed"), ("{", "body")])
+def test_start_begins_a_scan_of_the_region_asked_for(client: FlaskClient, box: Any) -> None:
+    answer = client.post("/api/start", json={"job": "scan", "region_um": [60, 40], "overlap": 0.2})
+    assert answer.get_json()["job"] == "scan"
+    (request,) = box.requests
+    assert (request.region_um, request.overlap) == ((60, 40), 0.2)
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ('{"job": "dance"}', "job"),
+        ('{"speed": 3}', "speed"),
+        ("{", "body"),
+        ('{"job": "scan"}', "region_um"),
+        ('{"job": "live", "region_um": [1, 1]}', "region_um"),
+        ('{"job": "scan", "region_um": [-1, 1]}', "region_um"),
+        ('{"job": "scan", "region_um": [1, 1], "overlap": 1}', "overlap"),
+    ],
+)
 def test_an_unknown_job_is_refused_and_nothing_starts(client: FlaskClient, box: Any, body: str, names: str) -> None:
     assert names in problem(client.post("/api/start", data=body, content_type="application/json"), 400)
     assert box.calls == []
@@ -95,6 +113,12 @@ def test_a_busy_instrument_says_so(client: FlaskClient, box: Any) -> None:
     box.refuses = BusyError("The instrument is SCANNING. Stop it first.")
     for path in ("/api/start", "/api/snapshot"):
         assert problem(client.post(path), 409) == "The instrument is SCANNING. Stop it first."
+
+
+def test_a_region_the_stage_cannot_reach_is_the_askers_error(client: FlaskClient, box: Any) -> None:
+    box.refuses = ConfigError("The region needs x up to 130 um. Nothing was moved.")
+    answer = client.post("/api/start", json={"job": "scan", "region_um": [160, 40]})
+    assert "Nothing was moved" in problem(answer, 400)
 
 
 def test_an_instrument_that_cannot_says_why(client: FlaskClient, box: Any) -> None:

@@ -275,9 +275,11 @@ def test_the_start_error_takes_the_place_of_the_image_until_it_is_mended(
     page.click("#again")
     wait_until(page, "document.getElementById('again-note').textContent.startsWith('Tried at')")
     box.refuses = None
-    page.click("#again")
-    wait_until(page, LIVE)
+    with page.expect_response("**/api/start"):
+        page.click("#again")
     assert box.calls == ["start", "start"]
+    wait_until(page, "!document.getElementById('view-live').hidden")
+    wait_until(page, LIVE)
 
 
 STATES: dict[str, dict[str, Any]] = {
@@ -316,7 +318,7 @@ def test_nothing_moves_between_states(box: Any, rhythm: Any, open_page: OpenPage
 def test_a_phone_has_everything_within_reach(box: Any, rhythm: Any, open_page: OpenPage) -> None:
     page = open_page(PHONE)
     wait_until(page, LIVE)
-    for tab, part in (("stage", "#axes"), ("scan", "#scan-none"), ("health", "#vitals"), ("view", "#hist")):
+    for tab, part in (("stage", "#axes"), ("scan", "#scan-form"), ("health", "#vitals"), ("view", "#hist")):
         page.click(f".dock [data-tab={tab}]")
         assert page.is_visible(part)
         assert page.is_visible("#stop")
@@ -340,6 +342,32 @@ def test_stage_scan_and_health_read_as_the_status_says(box: Any, rhythm: Any, op
     box.publish(pixel_size_nm=None)
     wait_until(page, "document.getElementById('scale-text').textContent === 'pixel size unknown'")
     assert page.is_disabled("#o-field")
+
+
+def test_the_form_starts_a_scan_and_gives_way_to_its_progress(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    page.fill("#scan-width", "30")
+    page.fill("#scan-overlap", "20")
+    with page.expect_response("**/api/start"):
+        page.click("#scan-start")
+    (request,) = box.requests
+    assert (request.job, request.region_um, request.overlap) == ("scan", (30, 40), 0.2)
+    box.publish(state=RunState.SCANNING, scan=SCAN)
+    wait_until(page, "document.getElementById('scan-form').hidden")
+    assert page.is_hidden("#scan-new")
+    box.publish(state=RunState.IDLE, scan=SCAN.model_copy(update={"complete": True, "done": 144}))
+    wait_until(page, "!document.getElementById('scan-new').hidden")
+    assert "COMPLETE" in page.inner_text("#seal")
+    page.click("#scan-new")
+    assert page.is_visible("#scan-start")
+
+
+def test_without_a_stage_the_form_says_why_it_cannot_start(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    box.publish(stage=None)
+    page = open_page()
+    wait_until(page, "document.getElementById('scan-start').disabled")
+    assert page.inner_text("#scan-why") == "A replay has no stage."
 
 
 def test_a_hidden_tab_streams_nothing_and_comes_back_with_the_newest(
