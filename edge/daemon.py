@@ -20,10 +20,10 @@ from edge.config import Config
 from edge.errors import BusyError, EdgeError
 from edge.instrument import Instrument, open_instrument
 from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, plan_scan, scan_job
-from edge.observe import observe, observe_stage, utc_now
+from edge.observe import observe, observe_stage, utc_now, warnings
 from edge.ometiff import write_ome_tiff
 from edge.scan import ScanPlan
-from edge.status import Problem, RunState, StageStatus, Status, StatusBoard
+from edge.status import Problem, RunState, Severity, StageStatus, Status, StatusBoard
 from firmware_bridge.errors import FirmwareError, StoppedError
 
 log = logging.getLogger(__name__)
@@ -209,7 +209,14 @@ class Daemon:
                     self._report("stage", "The stage does not answer", str(exc))
                     if self._stage is not None:
                         self._stage = self._stage.model_copy(update={"on_target": None, "error": str(exc)})
-            self.board.publish(self._status())
+            status = self._status()
+            found = warnings(status)
+            for key in ("slow", "disk"):
+                if key in found:
+                    self._report(key, *found[key], severity="warning")
+                else:
+                    self._problems.pop(key, None)
+            self.board.publish(status.model_copy(update={"problems": tuple(self._problems.values())}))
 
     def _begin(self, make_job: Callable[[Instrument], Job]) -> None:
         if not self._starting.acquire(blocking=False):
@@ -247,10 +254,10 @@ class Daemon:
         if job is not None and job.thread is not None and job.thread is not threading.current_thread():
             job.thread.join(timeout_s)
 
-    def _report(self, key: str, title: str, what_to_do: str) -> None:
+    def _report(self, key: str, title: str, what_to_do: str, *, severity: Severity = "fault") -> None:
         since_utc = self._problems[key].since_utc if key in self._problems else utc_now()
         self._problems[key] = Problem(
-            key=key, severity="fault", title=title, what_to_do=what_to_do, since_utc=since_utc
+            key=key, severity=severity, title=title, what_to_do=what_to_do, since_utc=since_utc
         )
 
     def _status(self) -> Status:

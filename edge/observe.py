@@ -31,6 +31,13 @@ RECENT_FRAMES = 256
 """Percentiles on the page are over this many newest frames."""
 
 
+QUIET_S = 120.0
+"""Warnings are silent for so long after the start: much settles by itself. Faults are not."""
+LEAST_DISK_MB = 2000.0
+KEEPS_UP = 0.9
+"""Share of the camera's frames below which the engine is said not to keep up."""
+
+
 def utc_now() -> str:
     """Wall clock, for people and files; never for arithmetic."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -91,6 +98,26 @@ def observe(
         box_utc=utc_now(),
         box_monotonic_ns=now_ns,
     )
+
+
+def warnings(status: Status) -> dict[str, tuple[str, str]]:
+    """What stands out in a snapshot: (title, what to do) by key. Nothing during the first two minutes."""
+    found: dict[str, tuple[str, str]] = {}
+    if status.uptime_s < QUIET_S:
+        return found
+    flow = status.flow
+    if flow.capture_fps and flow.inference_fps is not None and flow.inference_fps < KEEPS_UP * flow.capture_fps:
+        found["slow"] = (
+            f"{flow.inference_fps:.0f} of {flow.capture_fps:.0f} frames/s are enhanced",
+            "The engine is slower than the camera, so frames are skipped; the newest is always shown. "
+            "Lower [camera] fps, or use a smaller model.",
+        )
+    if status.disk_free_mb is not None and status.disk_free_mb < LEAST_DISK_MB:
+        found["disk"] = (
+            f"Disk: {status.disk_free_mb / 1000:.1f} GB left",
+            "A scan may not fit. Copy finished scans off the box, then delete them there.",
+        )
+    return found
 
 
 def _state(job: Job | None, start_error: str | None) -> RunState:

@@ -5,15 +5,18 @@ A test module subclasses the contract and gives the fixture that makes the devic
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from edge.devices import Camera, Engine, Trigger
+from edge.devices import Camera, Engine, Positioner, Trigger
 from edge.engine.prepare import full_scale
 from edge.errors import CameraError, CameraTimeoutError
 from edge.frames import DTYPE, FramePool, aligned_empty
+from firmware_bridge.errors import RefusedError
+from firmware_bridge.pzt import PositionUm
 
 
 def pool_for(camera: Camera, slots: int = 3) -> FramePool:
@@ -136,3 +139,46 @@ class TriggerContract:
     def test_closing_twice_is_harmless(self, trigger: Trigger) -> None:
         trigger.close()
         trigger.close()
+
+
+class PositionerContract:
+    """Needs a fixture ``stage``: ready to move, with at least 2 um of room around the middle of its limits."""
+
+    def test_it_is_at_rest_near_its_target_when_a_move_returns(self, stage: Positioner) -> None:
+        target_um = stage.limits_um.centre
+        assert stage.move_to(target_um) == pytest.approx(target_um, abs=0.05)
+        assert stage.position_um() == pytest.approx(target_um, abs=0.05)
+
+    def test_a_target_out_of_range_is_refused_and_nothing_moves(self, stage: Positioner) -> None:
+        before_um = stage.move_to(stage.limits_um.centre)
+        beyond_um = stage.limits_um.high._replace(x=stage.limits_um.high.x + 1)
+        for target_um in (
+            beyond_um,
+            PositionUm(float("nan"), *before_um[1:]),
+            PositionUm(float("inf"), *before_um[1:]),
+        ):
+            with pytest.raises(RefusedError):
+                stage.move_to(target_um)
+        assert stage.position_um() == pytest.approx(before_um, abs=0.05)
+
+    def test_no_move_of_a_series_begins_once_the_series_has_ended(self, stage: Positioner) -> None:
+        before_um, ended = stage.move_to(stage.limits_um.centre), threading.Event()
+        ended.set()
+        with pytest.raises(RefusedError):
+            stage.move_to(before_um._replace(x=before_um.x + 1), unless=ended)
+        assert stage.position_um() == pytest.approx(before_um, abs=0.05)
+
+    def test_it_holds_after_a_stop_and_moves_again_when_asked(self, stage: Positioner) -> None:
+        here_um = stage.move_to(stage.limits_um.centre)
+        stage.stop()
+        assert stage.position_um() == pytest.approx(here_um, abs=0.05)
+        assert stage.move_to(here_um._replace(x=here_um.x + 1)).x == pytest.approx(here_um.x + 1, abs=0.05)
+
+    def test_parking_brings_z_to_its_minimum(self, stage: Positioner) -> None:
+        stage.move_to(stage.limits_um.centre)
+        stage.park()
+        assert stage.position_um().z == pytest.approx(stage.limits_um.low.z, abs=0.05)
+
+    def test_closing_twice_is_harmless(self, stage: Positioner) -> None:
+        stage.close()
+        stage.close()
