@@ -42,7 +42,7 @@ DISTORTION_RADII_UM = tuple(map(float, range(17)))
 STILL_UM = 2e-4
 """A pose that differs by less than this (0.2 nm, 0.004 px) shows the same picture."""
 NOISE_BANK_EXTRA = 1 << 16
-_BLUR_STRIP_PX = 128
+_BLUR_STRIP_PX = 256
 
 
 def open_simulated(config: Config, pose_um: Callable[[], PositionUm] | None) -> SimulatedCamera:
