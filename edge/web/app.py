@@ -35,7 +35,7 @@ SECURITY_HEADERS = {
         "frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # no-referrer would make the STOP form's own Origin "null"
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
@@ -169,9 +169,17 @@ def create_app(
         return _json({"job": wanted.job, "state": board.status().state.value})
 
     @app.post("/api/stop")
-    def stop_now() -> dict[str, Any]:
+    def stop_now() -> Response:
         stop()
-        return {"stopped": True, "state": board.status().state.value}
+        state = board.status().state
+        stopped = state not in (RunState.LIVE, RunState.SCANNING)
+        if request.accept_mimetypes.best_match(("application/json", "text/html")) != "text/html":
+            return _json({"stopped": stopped, "state": state.value})
+        if not stopped:  # the form, in a browser without JavaScript
+            return problem(
+                503, f"STOP was not confirmed: the box is still {state.value}. Go back and press STOP again."
+            )
+        return Response(status=303, headers={"Location": "/"})
 
     @app.post("/api/snapshot")
     def save_snapshot() -> dict[str, Any]:

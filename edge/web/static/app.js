@@ -2,7 +2,7 @@
 
 import { $, alarm, put, setIcon, tell } from "./dom.js";
 import * as histogram from "./histogram.js";
-import { command, listen, lost } from "./link.js";
+import { command, listen, lost, sendStop } from "./link.js";
 import * as live from "./live.js";
 import * as panels from "./panels.js";
 
@@ -49,7 +49,7 @@ function plate(text, fault = false) {
 // ---------- commands ----------
 async function stop() {
   try {
-    await command("/api/stop");
+    await sendStop();
     panels.setLocalProblem("stop", null);
     tell("Stopped. Motion is held. Tiles taken are safe.");
   } catch (error) {

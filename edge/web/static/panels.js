@@ -19,7 +19,7 @@ export function askForScan() {
 /** Add a problem of the page itself, or take it back with null. */
 export function setLocalProblem(key, problem) {
   if (problem === null) local.delete(key);
-  else if (!local.has(key)) local.set(key, { key, severity: "fault", since_utc: new Date().toISOString(), ...problem });
+  else if (local.get(key)?.title !== problem.title || local.get(key).what_to_do !== problem.what_to_do) local.set(key, { key, severity: "fault", since_utc: new Date().toISOString(), ...problem });
 }
 
 /** Draw everything. `lost` is why the status may not be true, or null; `stale` whether live frames have stopped. */
@@ -45,7 +45,7 @@ function bar(status, lost, stale) {
   put("name", status.name);
   $("sim").hidden = status.simulated.length === 0;
   put("sim-what", ` ${status.simulated.join(", ")}`);
-  const title = `${lost ? "NO LINK" : word} · ${status.name} · superlens microscope`;
+  const title = `${document.hidden ? "–" : lost ? "NO LINK" : word} · ${status.name} · superlens microscope`;
   if (document.title !== title) document.title = title;
   if (drawnState !== null && drawnState !== word) {
     const fault = status.problems.find((problem) => problem.severity === "fault");

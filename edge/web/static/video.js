@@ -1,5 +1,7 @@
 // Reads /video: the parts of a multipart stream with their headers, which an <img> would keep to itself.
 
+import { whileLookedAt } from "./streams.js";
+
 const RETRY_MS = [250, 500, 1000, 2000, 4000];
 
 /** Cuts a byte stream into parts. Bytes go in by push(); each complete part comes out through `onPart`. */
@@ -59,19 +61,14 @@ let why = null;
 /** Why no picture comes, in the box's words, or null while the stream is open. */
 export const refusal = () => why;
 
-/** Keep reading pictures while the tab is visible; `onPart` gets {jpeg, head} for each. */
+/** Keep reading pictures while the tab is looked at; `onPart` gets {jpeg, head} for each. */
 export function watch(onPart) {
-  const follow = () => {
-    if (document.hidden) {
-      reading?.abort();
-      reading = null;
-    } else if (reading === null) {
-      read(onPart);
-    }
+  const open = () => read(onPart);
+  const close = () => {
+    reading?.abort();
+    reading = null;
   };
-  document.addEventListener("visibilitychange", follow);
-  addEventListener("pagehide", () => reading?.abort()); // gives the place back to the next viewer at once
-  follow();
+  whileLookedAt(open, close);
 }
 
 /** Give up the open stream and read anew: what came could not be understood. */
@@ -96,14 +93,12 @@ async function read(onPart) {
     }
   } catch (error) {
     control.abort();
-    if (reading !== control) return; // the tab was hidden; it resumes on return
+    if (reading !== control) return; // closed on purpose; it is opened anew from there
     why = error instanceof TypeError ? "The video stream broke off." : String(error.message ?? error);
     const wait = RETRY_MS[Math.min(fails, RETRY_MS.length - 1)];
     fails += 1;
     setTimeout(() => {
-      if (reading !== control) return;
-      reading = null;
-      if (!document.hidden) read(onPart);
+      if (reading === control) read(onPart);
     }, wait);
   }
 }

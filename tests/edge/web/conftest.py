@@ -78,6 +78,7 @@ class FakeBox:
         self.calls: list[str] = []
         self.requests: list[JobRequest] = []
         self.refuses: EdgeError | None = None
+        self.after_stop = RunState.IDLE  # the state that stop() leaves
         self._counter = 0
 
     def app(self, **options: Any) -> Flask:
@@ -92,7 +93,7 @@ class FakeBox:
 
     def stop(self) -> None:
         self._called("stop")
-        self.publish(state=RunState.IDLE, note="ready")
+        self.publish(state=self.after_stop, note="ready")
 
     def snapshot(self) -> list[Path]:
         self._called("snapshot")

@@ -132,6 +132,27 @@ def test_stop_is_called_in_the_request_and_answers_with_the_state_after_it(clien
     assert box.calls == ["stop"]
 
 
+@pytest.mark.parametrize(
+    ("state", "stopped"),
+    [("IDLE", True), ("PAUSED", True), ("FAULT", True), ("LIVE", False), ("SCANNING", False)],
+)
+def test_stop_claims_only_what_the_state_after_it_shows(
+    client: FlaskClient, box: Any, state: str, stopped: bool
+) -> None:
+    box.after_stop = RunState(state)
+    assert client.post("/api/stop").get_json() == {"stopped": stopped, "state": state}
+
+
+def test_stop_pressed_without_javascript_leads_back_to_the_page(client: FlaskClient, box: Any) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+    answer = client.post("/api/stop", headers=browser)
+    assert (answer.status_code, answer.location) == (303, "/")
+    box.after_stop = RunState.SCANNING
+    assert "still SCANNING" in problem(client.post("/api/stop", headers=browser), 503)
+    assert box.calls == ["stop", "stop"]
+    assert client.post("/api/stop", headers={"Accept": "*/*"}).is_json
+
+
 def test_a_snapshot_answers_with_its_files(client: FlaskClient) -> None:
     assert client.post("/api/snapshot").get_json() == {"paths": ["shots/1_raw.ome.tif", "shots/1_enhanced.ome.tif"]}
 
@@ -168,6 +189,7 @@ def test_every_answer_carries_the_security_headers(client: FlaskClient, path: st
     assert "frame-ancestors 'none'" in policy
     assert "unsafe" not in policy
     assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "same-origin"  # with no-referrer a form's POST has the Origin "null"
     assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
     assert headers["Cache-Control"] == ("no-cache" if path.startswith("/static") else "no-store")
 

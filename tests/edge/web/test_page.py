@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ PROBLEM = Problem(
     since_utc="2026-01-01T14:26:00+00:00",
 )
 SCAN = ScanStatus(name="scan1", tiles=144, done=57, missing=1, eta_s=361.0, folder="/data/scan1", complete=None)
+ENDED = SCAN.model_copy(update={"complete": False, "eta_s": None})
 
 # Mean grey and a checksum of either side of the split, and the size, from the canvas itself.
 READ_HALVES = """() => {
@@ -54,13 +56,22 @@ def open_page(browser: Browser, served: Callable[..., PageServer]) -> Iterator[O
     """Open the box's page; whatever happens on it, it must be silent and talk to the box alone."""
     contexts, complaints, strangers = [], [], []
 
-    def begin(size: tuple[int, int] = DESKTOP, *, theme: str = "dark", server: PageServer | None = None) -> Page:
+    def begin(
+        size: tuple[int, int] = DESKTOP,
+        *,
+        theme: str = "dark",
+        server: PageServer | None = None,
+        beside: Page | None = None,
+        **options: Any,
+    ) -> Page:
+        """A page in a browser context of its own, made with ``options``, or in that of the page ``beside``."""
         origin = f"http://127.0.0.1:{(server or served()).port}"
-        context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, color_scheme=theme, reduced_motion="reduce"
-        )
-        contexts.append(context)
-        page = context.new_page()
+        if beside is None:
+            viewport = {"width": size[0], "height": size[1]}
+            contexts.append(
+                browser.new_context(viewport=viewport, color_scheme=theme, reduced_motion="reduce", **options)
+            )
+        page = (beside.context if beside is not None else contexts[-1]).new_page()
         page.set_default_timeout(10_000)
         page.on("console", lambda message: NETWORK in message.text or complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -194,6 +205,74 @@ def test_a_stop_that_is_not_confirmed_says_so(box: Any, rhythm: Any, open_page: 
     assert page.inner_text("#bell") == "1\nproblem"
 
 
+def test_a_stop_after_which_the_job_still_runs_is_not_confirmed(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    box.after_stop = RunState.SCANNING
+    page.click("#stop")
+    page.wait_for_selector("#plate:not([hidden])")
+    assert page.inner_text("#plate") == "STOP was not confirmed. The box is still SCANNING. Press STOP again."
+
+
+def test_a_stop_without_an_answer_is_not_confirmed_and_says_what_to_do(
+    box: Any, rhythm: Any, open_page: OpenPage
+) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    page.context.route("**/api/stop", lambda route: None)  # neither answered nor refused
+    page.click("#stop")
+    page.wait_for_selector("#plate:not([hidden])")
+    assert "not confirmed. The box did not answer within 3 s. Close other tabs of this page" in page.inner_text(
+        "#plate"
+    )
+    assert "STOP was not confirmed" in page.inner_text("#probs")
+    wait_until(page, LIVE)  # the streams that made way are open again
+
+
+def test_stop_gets_through_from_the_last_of_four_pages(
+    box: Any, rhythm: Any, served: Callable[..., PageServer], open_page: OpenPage
+) -> None:
+    server = served()
+    pages = [open_page(server=server)]
+    for _ in range(3):
+        wait_until(pages[-1], LIVE)
+        pages[-1].evaluate(SET_HIDDEN, True)  # as a tab behind the next one
+        pages.append(open_page(server=server, beside=pages[0]))
+    wait_until(pages[-1], LIVE)
+    for page in pages[:3]:
+        page.evaluate(SET_HIDDEN, False)  # four windows: eight streams for the browser's six connections to a host
+    wait_until(pages[0], LIVE)
+    began = time.monotonic()
+    pages[-1].click("#stop")
+    wait_calls(pages[-1], box, ["stop"])
+    assert time.monotonic() - began < 3
+    wait_until(pages[-1], "document.getElementById('state-word').textContent === 'IDLE'")
+
+
+def test_stop_gets_through_from_a_page_that_got_no_connection_at_all(
+    box: Any, rhythm: Any, served: Callable[..., PageServer], open_page: OpenPage
+) -> None:
+    server = served()
+    starved = open_page(server=server)
+    wait_until(starved, LIVE)
+    starved.evaluate(SET_HIDDEN, True)
+    for _ in range(3):
+        wait_until(open_page(server=server, beside=starved), LIVE)  # these take all six
+    starved.evaluate(SET_HIDDEN, False)
+    wait_until(starved, "document.body.hasAttribute('data-lost')")
+    starved.click("#stop")
+    wait_calls(starved, box, ["stop"])
+
+
+def test_stop_works_without_javascript_and_shows_the_page_again(box: Any, open_page: OpenPage) -> None:
+    page = open_page(java_script_enabled=False)
+    with page.expect_navigation():
+        page.click("#stop")
+    assert box.calls == ["stop"]
+    assert page.text_content("#state-word") == "IDLE"
+    assert page.is_visible("#stop")
+
+
 def test_start_and_snapshot_reach_the_box_and_answer_in_words(box: Any, rhythm: Any, open_page: OpenPage) -> None:
     page = open_page()
     wait_until(page, LIVE)
@@ -288,7 +367,7 @@ STATES: dict[str, dict[str, Any]] = {
     "scanning": {"state": RunState.SCANNING, "note": "tile 57 of 144", "scan": SCAN},
     "paused": {"state": RunState.PAUSED, "note": "disk nearly full", "problems": (PROBLEM,) * 3},
     "fault": {"state": RunState.FAULT, "note": "see Health", "problems": (PROBLEM,)},
-    "ended": {"scan": SCAN.model_copy(update={"complete": False, "eta_s": None}), "simulated": ()},
+    "ended": {"scan": ENDED, "simulated": ()},
     "not started": {"state": RunState.FAULT, "note": "not started", "start_error": "No answer.", "stage": None},
 }
 
@@ -327,6 +406,30 @@ def test_a_phone_has_everything_within_reach(box: Any, rhythm: Any, open_page: O
     stop = page.locator("#stop").bounding_box()
     assert stop["width"] >= 44
     assert stop["height"] >= 44
+
+
+def test_on_a_phone_the_button_for_a_new_scan_covers_nothing_and_moves_nothing(
+    box: Any, rhythm: Any, open_page: OpenPage
+) -> None:
+    page = open_page(PHONE, has_touch=True, is_mobile=True)
+    wait_until(page, LIVE)
+    page.tap(".dock [data-tab=scan]")
+    bodies, titles = [], set()
+    for scan, body, shown in (
+        (None, "#scan-form", "!document.getElementById('scan-form').hidden"),
+        (SCAN, "#scan-run", "document.getElementById('k-tile').textContent === '57'"),
+        (ENDED, "#scan-run", "!document.getElementById('scan-new').hidden"),
+    ):
+        box.publish(scan=scan)
+        wait_until(page, shown)
+        bodies.append(page.locator(body).bounding_box()["y"])
+        titles.add(str(page.locator("#h-scan").bounding_box()))
+    assert len(set(bodies)) == len(titles) == 1
+    button = page.locator("#scan-new").bounding_box()
+    row = page.locator("#scan-run .wide").bounding_box()
+    assert button["height"] >= 44
+    assert button["y"] + button["height"] <= row["y"]
+    assert button["y"] >= page.locator("#scan").bounding_box()["y"]
 
 
 def test_stage_scan_and_health_read_as_the_status_says(box: Any, rhythm: Any, open_page: OpenPage) -> None:
@@ -378,8 +481,15 @@ def test_a_hidden_tab_streams_nothing_and_comes_back_with_the_newest(
     wait_until(page, LIVE)
     page.evaluate(SET_HIDDEN, True)
     wait_until(page, "document.getElementById('frame').hasAttribute('data-stale')")
-    page.evaluate(SET_HIDDEN, False)  # the only viewer's place was given back, or this would be refused
+    wait_until(page, "document.body.hasAttribute('data-lost')")
+    assert page.inner_text("#veil-why") == "This tab was in the background."
+    assert page.title().startswith("– ·")
+    wait_until(open_page(server=server), LIVE)  # both of the only viewer's places were given back
+    page.context.browser.contexts[-1].close()
+    box.publish(note="meanwhile")
+    page.evaluate(SET_HIDDEN, False)
     wait_until(page, LIVE)
+    wait_until(page, "document.getElementById('state-note').textContent === 'meanwhile'")
 
 
 # Texts on the page's own grounds (not on the image) with a contrast under 4.5 or smaller than 12 px. WCAG 2.1, 1.4.3.
