@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections import deque
@@ -113,6 +114,8 @@ def _config(
     web: Mapping[str, Any] | None = None,
 ) -> Config:
     driver, _, path = (camera or "").partition(":")
+    if path and driver != "replay":
+        raise ConfigError(f"--camera {camera}: only replay takes a path, as in replay:FILE.")
     return load_config(
         config_path,
         {
@@ -143,7 +146,17 @@ def _print_json(target: str | None, document: Mapping[str, Any]) -> None:
         raise EdgeError(f"The result could not be written to {target}: {exc}.") from exc
 
 
-_json_option = click.option("--json", "json_path", metavar="FILE", help='Write the figures as JSON; "-" is stdout.')
+def _writable(context: click.Context, parameter: click.Parameter, target: str | None) -> str | None:
+    """Notice a result that could not be written before the work, not after it."""
+    del context
+    if target not in (None, "-") and not os.access(Path(target).parent, os.W_OK):
+        raise click.BadParameter(f"the folder of {target} does not exist or is not writable", param=parameter)
+    return target
+
+
+_json_option = click.option(
+    "--json", "json_path", metavar="FILE", callback=_writable, help='Write the figures as JSON; "-" is stdout.'
+)
 
 
 @main.command()
@@ -167,9 +180,9 @@ def run(
         try:
             if not no_web:
                 server = _serve_page(daemon)
-                click.echo(f"superlens: http://{config.web.host}:{server.port}", err=True)
+                host = f"[{config.web.host}]" if ":" in config.web.host else config.web.host
+                click.echo(f"superlens: http://{host}:{server.port}", err=True)
             try:
-                daemon.open()
                 daemon.start_live(frames=frames)
             except ConfigError:
                 raise  # typed wrong: nobody can mend it on the page
@@ -186,6 +199,8 @@ def run(
                 server.close()
         _print_json(json_path, result)
         job = daemon.job
+        if job is None and not daemon.quitting:
+            raise EdgeError(f"The instrument did not start. {result['error']}")
         if job is not None and job.error is not None:
             raise EdgeError(str(job.error)) from job.error
 
@@ -278,24 +293,19 @@ def scan(
     **options: Any,
 ) -> None:
     """Raster-scan a region and place the tiles in one mosaic by stage position."""
-    from pydantic import ValidationError
-
     from edge.daemon import Daemon
     from edge.jobs import plan_scan
 
     with _errors_as_exit_codes():
         daemon = Daemon(_config(**options))
-        _quit_on_signals(daemon.stop)
+        _quit_on_signals(daemon.quit)
         try:
             instrument = daemon.open()
-            try:
-                plan = plan_scan(instrument, region_um=region_um, overlap=overlap, settle_s=settle_s)
-            except ValidationError as exc:
-                fault = exc.errors()[0]
-                key = "--" + str(fault["loc"][0]).replace("_", "-")
-                raise ConfigError(f"{key}: {fault['msg']} (found {fault['input']!r}).") from exc
+            plan = plan_scan(instrument, region_um=region_um, overlap=overlap, settle_s=settle_s)
             daemon.start_scan(plan, out)
             daemon.wait(until_job_ends=True)
+            if daemon.running:  # a signal came: hold the stage, keep the tiles
+                daemon.stop()
             job = daemon.job
         finally:
             daemon.close()

@@ -20,7 +20,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BoxConfig(_Section):
@@ -35,7 +35,7 @@ class CameraConfig(_Section):
 
     driver: Literal["simulated", "replay"] = "simulated"
     path: Path | None = None  # replay: an image file, a folder, a TIFF stack or an .npz
-    fps: Annotated[float, Field(gt=0, le=1000)] | None = None  # None: 40 simulated, unpaced replay
+    fps: Annotated[float, Field(ge=0.01, le=1000)] | None = None  # None: 40 simulated, unpaced replay
     exposure_s: Annotated[float, Field(gt=0, le=10)] = 0.005
     shape_px: tuple[Annotated[int, Field(ge=16, le=8192)], Annotated[int, Field(ge=16, le=8192)]] = (512, 512)
     pixel_format: Literal["mono8", "mono16"] = "mono8"
@@ -64,11 +64,12 @@ class SpecimenConfig(_Section):
 class StageConfig(_Section):
     """The PZT controller. Positions are the stage's own axes."""
 
-    port: str = "sim:e727"
+    port: Annotated[str, Field(min_length=1)] = "sim:e727"
     baud: Annotated[int, Field(ge=1200, le=4_000_000)] = 115_200
     limits_low_um: tuple[float, float, float] | None = None  # None: the controller's own travel
     limits_high_um: tuple[float, float, float] | None = None
     velocity_um_s: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    max_step_um: Annotated[float, Field(gt=0)] | None = None  # the largest single move of an axis; None: any
     settle_timeout_s: Annotated[float, Field(gt=0, le=60)] = 5.0
     enable_servo: bool | None = None  # None: only on a simulated stage; a real servo is switched on by a person
 
@@ -81,16 +82,36 @@ class TriggerConfig(_Section):
     pin: Annotated[int, Field(ge=0)] | None = None
 
 
+_Matrix = tuple[tuple[float, float], tuple[float, float]]
+_Table = tuple[tuple[NonNegativeFloat, float], ...]
+
+
 class SphereConfig(_Section):
     """The usable field of the sphere in the frame; enhanced is flat grey outside it."""
 
     field_um: Annotated[float, Field(gt=0, le=1000)] | None = DEFAULT_FIELD_UM  # diameter; None: the whole frame
     centre_px: tuple[float, float] | None = None  # (y, x); None: the middle of the frame
-    camera_from_stage_px_per_um: tuple[tuple[float, float], tuple[float, float]] | None = None
+    camera_from_stage_px_per_um: _Matrix | None = None
     # rows (x, y) of A: a stage move of s um shifts a feature by A @ s px; None: (1 / pixel size) times identity
-    distortion: tuple[tuple[NonNegativeFloat, float], ...] | None = None
+    distortion: _Table | None = None
     # calibrated pairs of (radius on the specimen in um, relative magnification there), taken out of mosaics; None: the
     # simulated camera's own, on a real one no correction
+
+    @field_validator("camera_from_stage_px_per_um")
+    @classmethod
+    def _invertible(cls, rows: _Matrix | None) -> _Matrix | None:
+        if rows is not None and rows[0][0] * rows[1][1] == rows[0][1] * rows[1][0]:
+            raise ValueError("the two stage axes move the image along the same line; calibrate it again")
+        return rows
+
+    @field_validator("distortion")
+    @classmethod
+    def _grows_from_the_axis(cls, table: _Table | None) -> _Table | None:
+        if table is not None:
+            radii_um = [radius_um for radius_um, _ in table]
+            if len(radii_um) < 2 or radii_um[0] != 0 or radii_um != sorted(set(radii_um)):
+                raise ValueError("expected at least two pairs whose radius grows from 0 um")
+        return table
 
 
 class EngineConfig(_Section):
@@ -173,8 +194,8 @@ def load_config(path: Path | None = None, overrides: dict[str, dict[str, Any]] |
             raise ConfigError(f"The configuration {path} is no valid TOML: {exc}.") from exc
     for section, values in (overrides or {}).items():
         given = {key: value for key, value in values.items() if value is not None}
-        if given:
-            document[section] = {**document.get(section, {}), **given}
+        if given and isinstance(document.setdefault(section, {}), dict):  # what is no table, the model refuses
+            document[section] = {**document[section], **given}
     try:
         return Config.model_validate(document)
     except ValidationError as exc:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -45,7 +46,9 @@ class Daemon:
         self.config = config
         self.instrument: Instrument | None = None
         self.job: Job | None = None
-        self._starting = threading.Lock()
+        self._starting = threading.Lock()  # held while the instrument is opened or a job is begun
+        self._stopping = threading.Lock()  # guards the next two lines
+        self._stops = 0
         self._beating = threading.Lock()
         self._problems: dict[str, Problem] = {}
         self._start_error: str | None = None
@@ -59,9 +62,30 @@ class Daemon:
 
         Raises
         ------
+        BusyError
+            It is being opened by another thread.
         EdgeError, FirmwareError
             A part does not answer or does not fit; the board says so, and the page can be shown.
         """
+        with self._one_start():
+            return self._opened()
+
+    @contextmanager
+    def _one_start(self) -> Iterator[None]:
+        if not self._starting.acquire(blocking=False):
+            raise BusyError("The instrument is being started. Wait a moment.")
+        try:
+            yield
+        finally:
+            self._starting.release()
+
+    def _opened(self) -> Instrument:
+        """The open instrument; a stage that stopped answering is closed and opened anew."""
+        if self.instrument is not None and "stage" not in self._problems:
+            return self.instrument
+        if self.instrument is not None:
+            self.instrument.close()
+            self.instrument = None
         try:
             self.instrument = open_instrument(self.config)
         except (EdgeError, FirmwareError) as exc:
@@ -69,6 +93,7 @@ class Daemon:
             self.beat()
             raise
         self._start_error = None
+        self._problems.pop("stage", None)
         simulated = ", ".join(self.instrument.simulated)
         log.info(
             "instrument open: %s, %s on %s %s%s",
@@ -87,7 +112,7 @@ class Daemon:
         Raises
         ------
         BusyError
-            A job runs already.
+            A job runs already, or STOP was pressed while this one was being started.
         EdgeError, FirmwareError
             The instrument does not open.
         """
@@ -107,24 +132,30 @@ class Daemon:
         ConfigError
             The region does not fit; the live view goes on.
         """
-        plan = plan_scan(self.instrument or self.open(), region_um=region_um, overlap=overlap, settle_s=0)
-        if self.job is not None and self.job.state is RunState.LIVE:
-            self.job.stop.set()
-            self._join(timeout_s=FRAME_TIMEOUT_S)
-        self.start_scan(plan, self.data_dir / "scans" / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ"))
+        folder = self.data_dir / "scans" / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+
+        def make_job(instrument: Instrument) -> Job:
+            plan = plan_scan(instrument, region_um=region_um, overlap=overlap, settle_s=0)
+            return scan_job(instrument, self.board, plan, folder)
+
+        self._begin(make_job, instead_of_live=True)
 
     def stop(self) -> None:
         """STOP: halt the stage ahead of everything queued, end the job, hold position, keep all tiles. Any thread.
+
+        A job that is being started when it is called does not begin.
 
         Raises
         ------
         FirmwareError
             The stop could not be sent to the stage. The job was ended all the same.
         """
-        instrument, job = self.instrument, self.job
         log.info("STOP")
+        with self._stopping:
+            self._stops += 1
+            instrument, job = self.instrument, self.job
         if job is not None:
-            job.stop.set()
+            job.end()
         try:
             if instrument is not None and instrument.stage is not None:
                 instrument.stage.stop()
@@ -150,6 +181,10 @@ class Daemon:
         facts = {**instrument.facts(), "frame": shot.index, "taken_utc": stamp}
         enhanced = f"enhanced by {instrument.engine.manifest.name}, not raw data"
         paths = []
+        if instrument.field is not None:
+            facts["field_um"] = self.config.sphere.field_um
+            facts["field_centre_px"] = self.config.sphere.centre_px or "middle"
+            facts["field_note"] = "enhanced pixels outside the sphere's field mean nothing"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for kind, pixels, channel in (("raw", shot.raw, "raw"), ("enhanced", shot.enhanced, enhanced)):
@@ -183,6 +218,11 @@ class Daemon:
             if until_job_ends and not self.running:
                 break
 
+    @property
+    def quitting(self) -> bool:
+        """Whether :meth:`quit` was called."""
+        return self._quit.is_set()
+
     def quit(self) -> None:
         """Ask :meth:`wait` to return; safe in a signal handler."""
         self._quit.set()
@@ -190,13 +230,14 @@ class Daemon:
     def close(self) -> None:
         """End the job, close the instrument, end every stream. May be called twice."""
         self._quit.set()
-        if self.job is not None:
-            self.job.stop.set()
-            self._join(timeout_s=pipeline.JOIN_TIMEOUT_S + FRAME_TIMEOUT_S)
-        self.board.close()
-        if self.instrument is not None:
-            self.instrument.close()
-            self.instrument = None
+        with self._starting:  # what is being opened has to be closed too; no job begins any more
+            if self.job is not None:
+                self.job.end()
+                self._join(timeout_s=pipeline.JOIN_TIMEOUT_S + FRAME_TIMEOUT_S)
+            self.board.close()
+            if self.instrument is not None:
+                self.instrument.close()
+                self.instrument = None
 
     def beat(self) -> None:
         """Publish a fresh snapshot."""
@@ -204,11 +245,13 @@ class Daemon:
             if self.instrument is not None and self.instrument.stage is not None:
                 try:
                     self._stage = observe_stage(self.instrument.stage)
-                    self._problems.pop("stage", None)
                 except FirmwareError as exc:
-                    self._report("stage", "The stage does not answer", str(exc))
+                    # A fault until a person starts again, which opens the stage anew: where it is, nobody knows.
+                    self._report("stage", "The stage does not answer", f"{exc} Then start again.")
                     if self._stage is not None:
                         self._stage = self._stage.model_copy(update={"on_target": None, "error": str(exc)})
+                    if self.job is not None:
+                        self.job.end()
             status = self._status()
             found = warnings(status)
             for key in ("slow", "disk"):
@@ -218,21 +261,28 @@ class Daemon:
                     self._problems.pop(key, None)
             self.board.publish(status.model_copy(update={"problems": tuple(self._problems.values())}))
 
-    def _begin(self, make_job: Callable[[Instrument], Job]) -> None:
-        if not self._starting.acquire(blocking=False):
-            raise BusyError("The instrument is being started. Wait a moment.")
-        try:
-            if self.running:
+    def _begin(self, make_job: Callable[[Instrument], Job], *, instead_of_live: bool = False) -> None:
+        with self._one_start():
+            stops = self._stops
+            gives_way = instead_of_live and self.job is not None and self.job.state is RunState.LIVE
+            if self.running and not gives_way:
                 raise BusyError("The instrument is busy with another job. Stop it first.")
-            instrument = self.instrument or self.open()
-            job = make_job(instrument)
+            job = make_job(self._opened())
+            if gives_way and self.job is not None:
+                self.job.end()
+                self._join(timeout_s=FRAME_TIMEOUT_S)
             job.thread = threading.Thread(target=self._run, args=(job,), name="job", daemon=True)
             self.board.clear_preview()
             self._problems.pop("job", None)
-            self.job = job
-            job.thread.start()
-        finally:
-            self._starting.release()
+            with self._stopping:
+                begins = self._stops == stops and not self._quit.is_set()
+                if begins:
+                    self.job = job
+                    job.thread.start()
+        if not begins:
+            if job.recorder is not None:
+                job.recorder.close()
+            raise BusyError("STOP was pressed while the job was being started. Start it again if it is wanted.")
         log.info("%s begins", job.state.value)
         self.beat()
 

@@ -47,7 +47,7 @@ class Camera(Protocol):
         """
 
     def stop(self) -> None:
-        """End exposing. Frames not yet fetched are given back to the pool."""
+        """End exposing, from any thread; a :meth:`next_frame` that waits ends with a CameraTimeoutError."""
 
     def close(self) -> None:
         """Release the camera. May be called twice."""

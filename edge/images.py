@@ -6,6 +6,10 @@ refused unless its channels are equal.
 
 from __future__ import annotations
 
+import json
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from edge.errors import ConfigError
 from edge.frames import PixelFormat
@@ -24,7 +28,25 @@ ResultT = TypeVar("ResultT")
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
+_NM = {"nm": 1.0, "µm": 1e3, "um": 1e3, "mm": 1e6}
+_MODES = ("L", "I;16", "I;16B", "I;16L", "RGB", "RGBA", "LA", "P", "F")
+"""What Pillow may find in a file. In others (CMYK, YCbCr, Lab) a channel is not a level of light."""
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, MemoryError),
+    *(zlib.error, zipfile.BadZipFile, tifffile.TiffFileError, Image.DecompressionBombError),
+)
+"""What the readers raise on files that are damaged, cut off, or bombs."""
 _SUPPORTED = f"supported are {', '.join(IMAGE_SUFFIXES)} and .npz, 8 or 16 bit or float 0..1, one channel"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a file says of itself: its pixel on the specimen (OME PhysicalSizeX), and in a file of ours whether it is
+    simulated.
+    """
+
+    pixel_size_nm: float | None = None
+    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +65,7 @@ class Stack:
     passes: int
     read: Callable[[int], NDArray[Any]]
     close: Callable[[], None]
+    origin: Origin
 
 
 def open_stack(path: Path, *, bit_depth: int | None = None) -> Stack:
@@ -104,7 +127,26 @@ def _checked_stack(
         return pixels
 
     height, width = first.shape
-    return Stack(path, length, (height, width), pixel_format, depth, passes, read, close)
+    return Stack(path, length, (height, width), pixel_format, depth, passes, read, close, _origin(path))
+
+
+def _origin(path: Path) -> Origin:
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return Origin()
+
+    def read() -> Origin:
+        with tifffile.TiffFile(path) as file:
+            if file.ome_metadata is None:
+                return Origin()
+            images = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+        image = images[0] if isinstance(images, list) else images
+        size, unit = image["Pixels"].get("PhysicalSizeX"), image["Pixels"].get("PhysicalSizeXUnit", "µm")
+        size_nm = None if size is None or unit not in _NM else float(size) * _NM[unit]
+        words = image.get("Description", "")
+        facts = json.loads(words) if isinstance(words, str) and words.startswith("{") else {}
+        return Origin(size_nm, bool(facts.get("simulated")))
+
+    return _translated(path, read)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -146,6 +188,8 @@ def _nothing_to_close() -> None:
 
 def _read_npz(path: Path) -> NDArray[Any]:
     def load() -> dict[str, NDArray[Any]]:
+        if not zipfile.is_zipfile(path):
+            raise TypeError("it is no .npz archive")
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
 
@@ -156,6 +200,8 @@ def _read_npz(path: Path) -> NDArray[Any]:
             f"{path} holds the arrays {', '.join(arrays) or 'none'}: expected one array, or one called 'images'."
         )
     frames: NDArray[Any] = arrays[name]
+    if not frames.size:
+        raise ConfigError(f"The array {name!r} of {path} is empty.")
     if frames.ndim == 2:
         frames = frames[np.newaxis]
     if frames.ndim != 3 or not len(frames):
@@ -171,8 +217,12 @@ def _read_file(path: Path) -> NDArray[Any]:
         return _translated(path, lambda: np.asarray(tifffile.imread(path, key=0)))
 
     def load() -> NDArray[Any]:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB") if image.mode == "P" else image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as large is an error
+            with Image.open(path) as image:
+                if image.mode not in _MODES:
+                    raise ValueError(f"its pixels are {image.mode}, which is no grey level")
+                return np.asarray(image.convert("RGB") if image.mode == "P" else image)
 
     return _translated(path, load)
 
@@ -181,7 +231,7 @@ def _translated(path: Path, load: Callable[[], ResultT]) -> ResultT:
     """Run a reader of a library; whatever it raises on a damaged file becomes one error of ours."""
     try:
         return load()
-    except (OSError, ValueError, KeyError, IndexError, UnidentifiedImageError, tifffile.TiffFileError) as exc:
+    except _DAMAGED as exc:
         raise ConfigError(f"{path} cannot be read as an image ({exc}); {_SUPPORTED}.") from exc
 
 

@@ -135,6 +135,7 @@ def _open_stage(config: Config) -> PztStage | None:
         baud=stage.baud,
         limits_um=limits_um,
         velocity_um_s=stage.velocity_um_s,
+        max_step_um=stage.max_step_um,
         settle_timeout_s=stage.settle_timeout_s,
         enable_servo=stage.enable_servo,
     )

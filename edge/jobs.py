@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from pydantic import ValidationError
+
 from edge import pipeline
-from edge.devices import FrameSink
+from edge.devices import Camera, FrameSink
 from edge.errors import ConfigError
 from edge.instrument import Instrument
 from edge.meter import FlowMeter
@@ -17,7 +20,7 @@ from edge.recorder import ScanRecorder
 from edge.scan import ScanPlan, acquire, inscribed_square_um
 from edge.sinks import PreviewSink, SnapshotSink
 from edge.status import RunState, StatusBoard
-from edge.stitch import camera_from_stage
+from edge.stitch import camera_from_stage, crop_square
 
 FRAME_TIMEOUT_S = 5.0
 
@@ -33,6 +36,7 @@ class Job:
     meter: FlowMeter = field(default_factory=FlowMeter)
     snapshot: SnapshotSink = field(default_factory=SnapshotSink)
     begun_ns: int = field(default_factory=time.monotonic_ns)
+    interrupt: Callable[[], None] = lambda: None  # ends a wait for the next frame
     error: Exception | None = None
     thread: threading.Thread | None = None
 
@@ -40,6 +44,11 @@ class Job:
     def running(self) -> bool:
         """Whether its thread is alive."""
         return self.thread is not None and self.thread.is_alive()
+
+    def end(self) -> None:
+        """Ask it to end, from any thread; a wait for a frame ends too."""
+        self.stop.set()
+        self.interrupt()
 
 
 def live_job(instrument: Instrument, board: StatusBoard, *, frames: int | None = None) -> Job:
@@ -50,7 +59,7 @@ def live_job(instrument: Instrument, board: StatusBoard, *, frames: int | None =
         camera.start(instrument.pool, exposure_s=instrument.config.camera.exposure_s, triggered=False)
         try:
             pipeline.run(
-                pipeline.live(camera, job.stop, timeout_s=FRAME_TIMEOUT_S),
+                pipeline.live(camera, job.stop, timeout_s=_frame_timeout_s(camera)),
                 instrument.engine,
                 instrument.pool,
                 [preview_sink(instrument, board, job.meter), job.snapshot],
@@ -62,33 +71,51 @@ def live_job(instrument: Instrument, board: StatusBoard, *, frames: int | None =
         finally:
             camera.stop()
 
-    return Job(RunState.LIVE, work)
+    return Job(RunState.LIVE, work, interrupt=camera.stop)
 
 
 def plan_scan(instrument: Instrument, *, region_um: tuple[float, float], overlap: float, settle_s: float) -> ScanPlan:
-    """A plan for this instrument: tiles are the inscribed square of the field, centred on the stage's travel.
+    """A plan for this instrument: tiles are the inscribed square of the field, x and y centred on the stage's travel.
+
+    z stays where it is: at the distance from the sphere that somebody chose.
 
     Raises
     ------
     ConfigError
-        There is no stage, no known pixel size or no field; or the region does not fit the travel.
-    pydantic.ValidationError
-        A value is out of bounds.
+        There is no stage, no known pixel size or no field; a value is out of bounds; the region does not fit the
+        travel, or the tile not the frame.
+    FirmwareError
+        The stage does not say where it is.
     """
     if instrument.stage is None:
         raise ConfigError("A replay has no stage to scan with. Use the simulated camera, or a real one.")
     field_um = instrument.config.sphere.field_um
     if instrument.pixel_size_nm is None or field_um is None:
         raise ConfigError("A scan needs the pixel size (--pixel-size-nm) and [sphere] field_um, to know its tiles.")
-    plan = ScanPlan(
-        region_um=region_um,
-        centre_um=instrument.stage.limits_um.centre,
-        tile_um=inscribed_square_um(field_um),
-        overlap=overlap,
-        settle_s=settle_s,
-    )
+    try:
+        plan = ScanPlan(
+            region_um=region_um,
+            centre_um=instrument.stage.limits_um.centre._replace(z=instrument.stage.target_um().z),
+            tile_um=inscribed_square_um(field_um),
+            overlap=overlap,
+            settle_s=settle_s,
+        )
+        side_px = tile_side_px(plan, instrument.pixel_size_nm)
+        frame = np.broadcast_to(np.uint8(0), instrument.camera.shape)
+        crop_square(frame, side_px=side_px, centre_px=instrument.config.sphere.centre_px)
+    except ValidationError as exc:
+        fault = exc.errors()[0]
+        name = "--" + str(fault["loc"][0]).replace("_", "-")
+        raise ConfigError(f"The scan's {name}: {fault['msg']} (found {fault['input']!r}).") from exc
+    except ValueError as exc:
+        raise ConfigError(f"The tiles of the scan do not fit the camera's frame: {exc}.") from exc
     plan.check(instrument.stage.limits_um)
     return plan
+
+
+def tile_side_px(plan: ScanPlan, pixel_size_nm: float) -> int:
+    """Whole pixels in a tile's side."""
+    return int(plan.tile_um * 1e3 / pixel_size_nm)
 
 
 def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder: Path) -> Job:
@@ -111,7 +138,7 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
     recorder = ScanRecorder(
         folder,
         plan,
-        side_px=int(plan.tile_um * 1e3 / pixel_size_nm),
+        side_px=tile_side_px(plan, pixel_size_nm),
         centre_px=sphere.centre_px,
         pixel_size_nm=pixel_size_nm,
         a_px_per_um=camera_from_stage(pixel_size_nm, sphere.camera_from_stage_px_per_um),
@@ -124,7 +151,15 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
         camera.start(instrument.pool, exposure_s=instrument.config.camera.exposure_s, triggered=True)
         try:
             pipeline.run(
-                acquire(plan, stage, trigger, camera, stop=job.stop, timeout_s=FRAME_TIMEOUT_S),
+                acquire(
+                    plan,
+                    stage,
+                    trigger,
+                    camera,
+                    stop=job.stop,
+                    discard=lambda frame: instrument.pool.release(frame.pixels),
+                    timeout_s=FRAME_TIMEOUT_S,
+                ),
                 instrument.engine,
                 instrument.pool,
                 sinks,
@@ -136,7 +171,12 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
             camera.stop()
             recorder.close()
 
-    return Job(RunState.SCANNING, work, recorder)
+    return Job(RunState.SCANNING, work, recorder, interrupt=camera.stop)
+
+
+def _frame_timeout_s(camera: Camera) -> float:
+    """Two frames of a slow camera, and never less than FRAME_TIMEOUT_S."""
+    return max(FRAME_TIMEOUT_S, 2 * (camera.frame_time_s or 0))
 
 
 def preview_sink(instrument: Instrument, board: StatusBoard, meter: FlowMeter) -> PreviewSink:

@@ -70,7 +70,8 @@ def observe(
     data_dir: Path,
 ) -> Status:
     """One snapshot. ``stage`` is what :func:`observe_stage` last gave."""
-    state = _state(job, start_error)
+    stage_lost = any(problem.key == "stage" for problem in problems)
+    state = RunState.FAULT if stage_lost else _state(job, start_error)
     flow = FlowStatus() if job is None else job.meter.flow()
     if job is not None and not job.running:
         # A rate that stays on view after frames stop is a lie.

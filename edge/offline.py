@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from PIL import Image
 from edge import __version__
 from edge.config import EngineConfig
 from edge.devices import Engine
-from edge.engine import check_pixel_size, find_bundle, load_engine
+from edge.engine import check_pixel_size, check_shape, find_bundle, load_engine
 from edge.errors import ConfigError
 from edge.frames import FramePool
 from edge.images import IMAGE_SUFFIXES, Stack, list_images, open_stack
 from edge.ometiff import write_ome_tiff
-from export.manifest import Manifest
+from export.manifest import Bundle, Manifest
 
 
 def enhance_files(
@@ -46,77 +47,98 @@ def enhance_files(
     """
     bundle = find_bundle(engine.model)
     manifest = bundle.manifest(engine.precision)
+    if pixel_size_nm is not None and not 0 < pixel_size_nm < np.inf:
+        raise ConfigError(f"--pixel-size-nm is {pixel_size_nm:g}: expected a positive number of nm.")
+    with ExitStack() as closing:
+        tasks = []
+        for path in _files(sources):
+            stack = open_stack(path, bit_depth=bit_depth)
+            closing.callback(stack.close)
+            tasks.append(_task(stack, out, bundle, engine, pixel_size_nm, resample))
+        targets = [task.target for task in tasks]
+        for target in targets:
+            if target.exists() or targets.count(target) > 1:
+                raise ConfigError(f"{target} exists, or two sources would write it. Choose another --out.")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"The folder {out} cannot be made: {exc}. Choose another --out.") from exc
+        return _run(tasks, bundle, manifest, engine)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    stack: Stack
+    target: Path
+    shape: tuple[int, int]  # as the network sees it
+    pixel_size_nm: float | None  # of the result
+
+
+def _task(
+    stack: Stack, out: Path, bundle: Bundle, engine: EngineConfig, given_nm: float | None, resample: bool
+) -> _Task:
+    """Check all that can be wrong with one source, every frame included, before anything is written."""
+    manifest = bundle.manifest(engine.precision)
+    size_nm = given_nm if given_nm is not None else stack.origin.pixel_size_nm
     zoom = 1.0
     if resample:
-        if pixel_size_nm is None:
-            raise ConfigError("--resample needs --pixel-size-nm: without it the images' scale is unknown.")
-        zoom = pixel_size_nm / manifest.pixel_size_nm
+        if size_nm is None:
+            raise ConfigError(f"--resample needs --pixel-size-nm: {stack.source} does not say its scale.")
+        zoom = size_nm / manifest.pixel_size_nm
     else:
         remedy = "Add --resample to bring them to the model's, or correct --pixel-size-nm."
-        check_pixel_size(bundle, engine.precision, pixel_size_nm, remedy=remedy)
-    with ExitStack() as closing:
-        stacks = []
-        for path in _files(sources):
-            stacks.append(open_stack(path, bit_depth=bit_depth))
-            closing.callback(stacks[-1].close)
-        return _enhance_stacks(stacks, out, engine, manifest, pixel_size_nm, zoom)
+        check_pixel_size(bundle, engine.precision, size_nm, remedy=remedy)
+    shape = (round(stack.shape[0] * zoom), round(stack.shape[1] * zoom))
+    check_shape(manifest, shape, what=str(stack.source))
+    for index in range(stack.length):
+        stack.read(index)
+    return _Task(stack, _target(out, stack), shape, None if size_nm is None else size_nm / zoom / manifest.scale)
 
 
-def _enhance_stacks(
-    stacks: Sequence[Stack],
-    out: Path,
-    engine: EngineConfig,
-    manifest: Manifest,
-    pixel_size_nm: float | None,
-    zoom: float,
-) -> dict[str, Any]:
-    targets = [_target(out, stack) for stack in stacks]
-    for target in targets:
-        if target.exists() or targets.count(target) > 1:
-            raise ConfigError(f"{target} exists, or two sources would write it. Choose another --out.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(f"The folder {out} cannot be made: {exc}. Choose another --out.") from exc
-
+def _run(tasks: Sequence[_Task], bundle: Bundle, manifest: Manifest, engine: EngineConfig) -> dict[str, Any]:
     images = []
     loaded: tuple[tuple[Any, ...], Engine, FramePool] | None = None
-    for stack, target in zip(stacks, targets, strict=True):
-        shape = (round(stack.shape[0] * zoom), round(stack.shape[1] * zoom))
-        key = (shape, stack.format, stack.bit_depth)
+    for task in tasks:
+        stack = task.stack
+        key = (task.shape, stack.format, stack.bit_depth)
         if loaded is None or loaded[0] != key:
-            loaded = (key, *_load(engine, key))
+            loaded = (key, *_load(bundle, engine, key))
         _, runner, pool = loaded
-        result_nm = None if pixel_size_nm is None else pixel_size_nm / zoom / manifest.scale
         facts = {
             "kind": "enhanced",
             "source": str(stack.source),
-            "simulated": False,
+            "simulated": stack.origin.simulated,
             "model": manifest.name,
             "model_sha256": manifest.sha256,
             "trained_on": manifest.training_data,
             "backend": runner.backend,
             "precision": runner.precision,
             "bit_depth": stack.bit_depth,
-            "pixel_size_nm": result_nm if result_nm is not None else "unknown",
-            "resampled_by": zoom,
+            "pixel_size_nm": task.pixel_size_nm if task.pixel_size_nm is not None else "unknown",
+            "source_shape_px": stack.shape,
             "software": f"superlens {__version__}",
         }
-        pixels = np.stack([_enhance(runner, pool, stack.read(i), shape) for i in range(stack.length)])
+        pixels = np.stack([_enhance(runner, pool, stack.read(i), task.shape) for i in range(stack.length)])
         label = f"enhanced by {manifest.name}, not raw data"
         names = (label,) if stack.length == 1 else tuple(f"{label}, frame {i}" for i in range(stack.length))
-        write_ome_tiff(target, pixels, channels=names, pixel_size_nm=result_nm, facts=facts)
+        write_ome_tiff(task.target, pixels, channels=names, pixel_size_nm=task.pixel_size_nm, facts=facts)
         images.append(
-            {"source": stack.source, "enhanced": target, "frames": stack.length, "shape_px": pixels.shape[1:]}
+            {
+                "source": stack.source,
+                "enhanced": task.target,
+                "frames": stack.length,
+                "shape_px": pixels.shape[1:],
+                "pixel_size_nm": task.pixel_size_nm,
+                "pixel_size": "known" if task.pixel_size_nm is not None else "pixel size unknown",
+                "simulated": stack.origin.simulated,
+            }
         )
-    assert loaded is not None  # noqa: S101  _files() refuses an empty list
+    assert loaded is not None  # noqa: S101  an empty list of sources was refused
     return {
         "images": images,
         "model": manifest.name,
         "backend": loaded[1].backend,
         "precision": loaded[1].precision,
-        "pixel_size_nm": pixel_size_nm,
-        "pixel_size": "known" if pixel_size_nm is not None else "pixel size unknown",
     }
 
 
@@ -138,10 +160,10 @@ def _target(out: Path, stack: Stack) -> Path:
     return out / f"{stem}_enhanced.ome.tif"
 
 
-def _load(engine: EngineConfig, key: tuple[Any, ...]) -> tuple[Engine, FramePool]:
+def _load(bundle: Bundle, engine: EngineConfig, key: tuple[Any, ...]) -> tuple[Engine, FramePool]:
     shape, pixel_format, bit_depth = key
     runner = load_engine(
-        find_bundle(engine.model),
+        bundle,
         frame_shape_px=shape,
         pixel_format=pixel_format,
         bit_depth=bit_depth,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+
+from edge.errors import EdgeError
 
 
 def write_ome_tiff(
@@ -71,15 +73,24 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     _atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _atomically(path: Path, write: Any) -> None:
-    """Let ``write`` fill a file beside ``path``, bring it to the disk, and put it in place in one step."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    temporary = Path(name)
+def _atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, bring it to the disk, and put it in place in one step.
+
+    Raises
+    ------
+    EdgeError
+        The disk refuses; nothing half written stays.
+    """
     try:
-        write(temporary)
-        os.fsync(descriptor)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        os.close(descriptor)
-        temporary.unlink(missing_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            os.fsync(descriptor)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            os.close(descriptor)
+            temporary.unlink(missing_ok=True)
+    except OSError as exc:
+        raise EdgeError(f"{path} could not be written: {exc}. Free some space, or choose another folder.") from exc

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Literal
 
 from edge.devices import Camera, Engine, FrameSink
-from edge.errors import EdgeError
+from edge.errors import CameraTimeoutError, EdgeError
 from edge.frames import Frame, FramePool, Gap, Ledger, Tile
 from edge.meter import FlowMeter
 
@@ -88,7 +88,13 @@ class FrameQueue:
 def live(camera: Camera, stop: threading.Event, *, timeout_s: float) -> Iterator[Frame]:
     """The source of a live view: the camera's frames until ``stop`` is set."""
     while not stop.is_set():
-        yield camera.next_frame(timeout_s=timeout_s)
+        try:
+            frame = camera.next_frame(timeout_s=timeout_s)
+        except CameraTimeoutError:
+            if stop.is_set():
+                return  # the wait was ended on purpose
+            raise
+        yield frame
 
 
 def run(

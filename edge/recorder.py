@@ -96,9 +96,8 @@ class ScanRecorder:
             raise EdgeError("A scan tile came without a stage position; it cannot be placed.")
         line, column = divmod(frame.index, self.plan.columns)
         name = f"tile_{line:03d}_{column:03d}.ome.tif"
-        self._positions_um.append(frame.position_um)
         y_px, x_px = place([self.plan.centre_um, frame.position_um], self._a)[1]
-        record = {
+        record: dict[str, Any] = {
             "index": frame.index,
             "line": line,
             "column": column,
@@ -108,18 +107,24 @@ class ScanRecorder:
         }
         if frame.true_position_um is not None:
             record["true_position_um"] = frame.true_position_um
+        try:
+            for kind, image in (("raw", frame.pixels), ("enhanced", tile.shown)):
+                write_ome_tiff(
+                    self.folder / kind / name,
+                    crop_square(image, side_px=self._side_px, centre_px=self._centre_px),
+                    channels=(_CHANNEL[kind].format(**self._facts),),
+                    pixel_size_nm=self._pixel_size_nm,
+                    facts={**self._facts, "kind": kind, **record},
+                    position_um=(x_px * self._pixel_size_nm / 1e3, y_px * self._pixel_size_nm / 1e3),
+                )
+        except EdgeError:
+            (self.folder / "raw" / name).unlink(missing_ok=True)  # a tile is both or neither
+            raise
+        self.tiles.append(record)
+        self._positions_um.append(frame.position_um)
+        if frame.true_position_um is not None:
             error_um = np.subtract(frame.position_um, frame.true_position_um)
             self._position_errors_um.append(float(np.linalg.norm(error_um)))
-        for kind, image in (("raw", frame.pixels), ("enhanced", tile.shown)):
-            write_ome_tiff(
-                self.folder / kind / name,
-                crop_square(image, side_px=self._side_px, centre_px=self._centre_px),
-                channels=(_CHANNEL[kind].format(**self._facts),),
-                pixel_size_nm=self._pixel_size_nm,
-                facts={**self._facts, "kind": kind, **record},
-                position_um=(x_px * self._pixel_size_nm / 1e3, y_px * self._pixel_size_nm / 1e3),
-            )
-        self.tiles.append(record)
 
     def skip(self, index: int, reason: str) -> None:
         """Tile ``index`` is missing, and ``scan.json`` will say why."""
@@ -134,6 +139,7 @@ class ScanRecorder:
         for point in self.plan.points():
             if point.index not in taken:
                 self.missing.setdefault(point.index, "the scan ended before this tile")
+        self._write_index(complete=False)  # what was taken is on record, whatever becomes of the mosaic
         if self.tiles:
             self._write_mosaic()
         self._write_index(complete=self.complete)

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from edge.devices import Camera, Positioner, Trigger
-from edge.errors import CameraTimeoutError, ConfigError
+from edge.errors import CameraError, CameraTimeoutError, ConfigError
 from edge.frames import Frame, Gap
 from firmware_bridge.pzt import Box, PositionUm
 
@@ -107,30 +107,43 @@ def acquire(
     camera: Camera,
     *,
     stop: threading.Event,
+    discard: Callable[[Frame], None],
     timeout_s: float = 5.0,
-    on_point: Callable[[ScanPoint], None] = lambda point: None,
 ) -> Iterator[Frame | Gap]:
     """Move, settle, pulse, fetch; one :class:`Frame` or :class:`Gap` a point, in the plan's order.
 
     The frame's index is the point's, its position is the measured one. The next move begins when the frame is taken
     over, so the stage travels while the engine works. Ends early when ``stop`` is set.
 
+    The camera counts its exposures from 0, as we count pulses. A frame that comes after its time-out is known by its
+    number and goes to ``discard``: it must not be taken for the next tile.
+
     Raises
     ------
     RefusedError, LinkError
         From the stage: the scan cannot go on. A missing frame does not end it; that is a gap.
+    CameraError
+        The camera counted more exposures than pulses: the trigger line picks up noise, and no tile can be trusted.
     """
-    for point in plan.points():
+    for pulse, point in enumerate(plan.points()):
         if stop.is_set():
             return
         position_um = stage.move_to(point.target_um, unless=stop)
         if stop.wait(plan.settle_s):
             return
-        on_point(point)
         trigger.fire()
         try:
             frame = camera.next_frame(timeout_s=timeout_s)
+            while frame.index < pulse:
+                discard(frame)
+                frame = camera.next_frame(timeout_s=timeout_s)
         except CameraTimeoutError as exc:
             yield Gap(point.index, str(exc))
-        else:
-            yield replace(frame, index=point.index, position_um=position_um)
+            continue
+        if frame.index > pulse:
+            discard(frame)
+            raise CameraError(
+                f"The camera counts {frame.index + 1} exposures after {pulse + 1} trigger pulses. Check the trigger "
+                "line for noise, and that nothing else triggers the camera."
+            )
+        yield replace(frame, index=point.index, position_um=position_um)

@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from edge.errors import EdgeError
+from edge.errors import BusyError, EdgeError
 from edge.frames import Frame, Tile
 from edge.meter import FlowMeter
 from edge.status import Preview, StatusBoard
@@ -119,10 +119,14 @@ class SnapshotSink:
 
         Raises
         ------
+        BusyError
+            Another snapshot is being taken; nobody queues for one.
         EdgeError
             None passed in time.
         """
-        with self._one_at_a_time:
+        if not self._one_at_a_time.acquire(blocking=False):
+            raise BusyError("A snapshot is being taken already. Wait a moment.")
+        try:
             self._taken.clear()
             self._wanted.set()
             if not self._taken.wait(timeout_s) or self._shot is None:
@@ -132,6 +136,8 @@ class SnapshotSink:
                 )
             shot, self._shot = self._shot, None
             return shot
+        finally:
+            self._one_at_a_time.release()
 
     def write(self, frame: Frame, tile: Tile) -> None:
         """Copy this frame if one is wanted."""

@@ -97,7 +97,7 @@ class SimulatedCamera:
         pose_um: Callable[[], PositionUm],
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.shape: tuple[int, ...] = config.camera.shape_px
         self.format = config.camera.pixel_format
@@ -115,7 +115,9 @@ class SimulatedCamera:
             (radius_um, float(optics.distortion(radius_um))) for radius_um in DISTORTION_RADII_UM
         )
         self._full = (1 << self.bit_depth) - 1
-        self._pose_um, self._clock_ns, self._sleep = pose_um, clock_ns, sleep
+        self._stopped = threading.Event()
+        self._stopped.set()
+        self._pose_um, self._clock_ns, self._sleep = pose_um, clock_ns, sleep or self._stopped.wait
         self._sensor = Sensor()
         shape_px = config.camera.shape_px
         self._light = optics.field_light(shape_px, centre_px=config.sphere.centre_px)
@@ -126,17 +128,16 @@ class SimulatedCamera:
         rng = np.random.default_rng(config.specimen.seed)
         self._noise = rng.standard_normal(shape_px[0] * shape_px[1] + NOISE_BANK_EXTRA, dtype=np.float32)
         self._rng = rng
-        self._pool: FramePool | None = None
         self._triggered = False
-        self._pulses: queue.SimpleQueue[tuple[int, int, PositionUm]] = queue.SimpleQueue()
-        self._stopping = threading.Event()
+        self._pulses: queue.SimpleQueue[tuple[int, PositionUm] | None] = queue.SimpleQueue()
         self._scratch = np.empty(shape_px, np.float32)
         self._still: tuple[PositionUm, Image, Image] | None = None
 
     def hear(self, index: int, t_ns: int, pose_um: PositionUm) -> None:
         """One pulse of the controller's trigger output; expose there and then. Called from the stage's thread."""
+        del index  # the camera counts its own exposures
         if self._triggered:
-            self._pulses.put((index, t_ns, pose_um))
+            self._pulses.put((t_ns, pose_um))
 
     def start(self, pool: FramePool, *, exposure_s: float, triggered: bool) -> None:
         """Begin exposing; pulses and frames from before are forgotten."""
@@ -148,11 +149,11 @@ class SimulatedCamera:
         self._still = None
         self._index = 0
         self._due_ns = self._clock_ns() + round(exposure_s * 1e9)
-        self._stopping.clear()
+        self._stopped.clear()
 
     def next_frame(self, *, timeout_s: float) -> Frame:
         """The frame whose exposure ends next. A free-running camera that was not read in time skips, and counts on."""
-        if self._pool is None:
+        if self._stopped.is_set():
             raise CameraError("The simulated camera is not started.")
         if self._triggered:
             index, t_exposure_end_ns, pose_um = self._next_pulse(timeout_s)
@@ -160,13 +161,18 @@ class SimulatedCamera:
             index, t_exposure_end_ns = self._next_tick()
             pose_um = self._pose_um()
         slot = self._pool.acquire(timeout_s=timeout_s)
-        self.expose(pose_um, slot)
+        try:
+            self.expose(pose_um, slot)
+        except BaseException:
+            self._pool.release(slot)
+            raise
         return Frame(slot, index, t_exposure_end_ns, true_position_um=pose_um)
 
     def stop(self) -> None:
-        """End exposing."""
-        self._pool = None
+        """End exposing; a wait for the next frame, in another thread, ends with a CameraTimeoutError."""
+        self._stopped.set()
         self._triggered = False
+        self._pulses.put(None)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -174,11 +180,16 @@ class SimulatedCamera:
 
     def _next_pulse(self, timeout_s: float) -> tuple[int, int, PositionUm]:
         try:
-            index, t_ns, pose_um = self._pulses.get(timeout=timeout_s)
+            pulse = self._pulses.get(timeout=timeout_s)
         except queue.Empty:
             raise CameraTimeoutError(
                 f"No trigger pulse came within {timeout_s:g} s. Check the line between the trigger and the camera."
             ) from None
+        if pulse is None:
+            raise CameraTimeoutError("The simulated camera was stopped.")
+        t_ns, pose_um = pulse
+        index = self._index
+        self._index += 1
         return index, t_ns + round(self._exposure_s * 1e9), pose_um
 
     def _next_tick(self) -> tuple[int, int]:
@@ -190,6 +201,8 @@ class SimulatedCamera:
         self._index += 1
         self._due_ns = due_ns + interval_ns
         self._sleep(max(0, due_ns - self._clock_ns()) / 1e9)
+        if self._stopped.is_set():
+            raise CameraTimeoutError("The simulated camera was stopped.")
         return index, due_ns
 
     def expose(self, pose_um: PositionUm, slot: NDArray[Any]) -> None:

@@ -15,7 +15,7 @@ from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
 from edge.frames import DTYPE, PixelFormat
 from export.errors import ManifestError
-from export.manifest import Bundle, Precision, load_bundle
+from export.manifest import Bundle, Manifest, Precision, load_bundle
 
 Backend = Literal["openvino", "onnxruntime"]
 Hint = Literal["auto", "bf16", "f32"]
@@ -73,6 +73,21 @@ def check_pixel_size(bundle: Bundle, precision: Precision, pixel_size_nm: float 
     )
 
 
+def check_shape(manifest: Manifest, shape_px: tuple[int, ...], *, what: str) -> None:
+    """Refuse a frame the network cannot take; ``what`` delivers it.
+
+    Raises
+    ------
+    ConfigError
+        More than one channel, or a side that is too short.
+    """
+    if len(shape_px) != 2 or min(shape_px) < manifest.min_side_px:
+        raise ConfigError(
+            f"{what} gives frames of {' x '.join(map(str, shape_px))} px (height x width), but {manifest.name} takes "
+            f"one channel of at least {manifest.min_side_px} x {manifest.min_side_px} px."
+        )
+
+
 def load_engine(
     bundle: Bundle,
     *,
@@ -116,11 +131,7 @@ def load_engine(
         path = bundle.model_path(precision)
     except ManifestError as exc:
         raise ConfigError(str(exc)) from exc
-    if len(frame_shape_px) != 2 or min(frame_shape_px) < manifest.min_side_px:
-        raise ConfigError(
-            f"Frames of {' x '.join(map(str, frame_shape_px))} px (height x width) do not fit {bundle.name}: it takes "
-            f"one channel of at least {manifest.min_side_px} x {manifest.min_side_px} px."
-        )
+    check_shape(manifest, frame_shape_px, what="The camera")
     module, name = BACKENDS[backend].split(":")
     try:
         build = cast("Callable[..., Engine]", getattr(importlib.import_module(module), name))

@@ -36,17 +36,29 @@ def test_a_file_is_read_and_the_command_line_lies_over_it(write) -> None:
     [
         ("[camera]\nfpss = 10\n", r"camera\.fpss: unknown key; known here: .*fps"),
         ("[lens]\nx = 1\n", r"lens: unknown key; known here: .*camera"),
-        ("[camera]\nfps = -1\n", r"camera\.fps: .*greater than 0.*found -1"),
+        ("[camera]\nfps = -1\n", r"camera\.fps: .*greater than or equal to 0.01.*found -1"),
         ("[camera]\nshape_px = [8, 512]\n", r"camera\.shape_px\.0: .*16.*found 8"),
         ('[engine]\nbackend = "tflite"\n', r"engine\.backend: .*openvino.*found 'tflite'"),
         ('[web]\nhost = "0.0.0.0"\n', r"web\.host: .*needs a password"),
         ("[web]\nport = 70000\n", r"web\.port: .*65535"),
         ("not toml", "no valid TOML"),
+        ("camera = 3\n", r"camera: .*found 3"),
+        ("[[camera]]\nfps = 3\n", "camera: "),
+        ("[sphere]\ncentre_px = [nan, 3]\n", r"centre_px\.0: .*finite"),
+        ("[sphere]\ndistortion = []\n", "at least two pairs"),
+        ("[sphere]\ndistortion = [[0, 0], [5, 0.1], [4, 0.2]]\n", "radius grows"),
+        ("[sphere]\ncamera_from_stage_px_per_um = [[1, 2], [2, 4]]\n", "same line"),
+        ('[stage]\nport = ""\n', r"stage\.port"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_was_expected(write, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(write(text))
+
+
+def test_the_command_line_does_not_hide_a_section_that_is_no_table(write) -> None:
+    with pytest.raises(ConfigError, match="camera: "):
+        load_config(write("camera = 3\n"), {"camera": {"fps": 3.0}})
 
 
 def test_all_faults_are_listed_at_once(write) -> None:

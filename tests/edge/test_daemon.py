@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tifffile
 
+from edge import instrument, jobs
 from edge.config import Config
 from edge.daemon import Daemon
 from edge.errors import BusyError, ConfigError, EdgeError
@@ -119,6 +120,101 @@ def test_stop_in_mid_scan_keeps_the_tiles_and_says_not_complete(make: DaemonMake
     assert (tmp_path / "scan" / index["mosaic"]).exists()
     assert daemon.board.status().scan.complete is False
     assert daemon.board.status().state is RunState.IDLE
+
+
+def test_a_scan_leaves_z_where_it_was_put(make: DaemonMaker) -> None:
+    daemon = make()
+    stage = daemon.open().stage
+    stage.move_to(stage.limits_um.centre._replace(z=2.0))
+    daemon.start_scan_of(region_um=(6, 6), overlap=0.15)
+    daemon.wait(until_job_ends=True)
+    assert daemon.job.recorder.complete
+    assert stage.position_um().z == pytest.approx(2.0, abs=0.02)
+
+
+def test_a_stop_while_a_job_is_being_started_keeps_it_from_beginning(
+    make: DaemonMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop falls between the making of the job and its thread, where a person's finger cannot aim."""
+    daemon = make()
+    daemon.open()
+    make_scan = jobs.scan_job
+
+    def scan_job_and_then_stop(*arguments: Any) -> jobs.Job:
+        job = make_scan(*arguments)
+        daemon.stop()
+        return job
+
+    monkeypatch.setattr("edge.daemon.scan_job", scan_job_and_then_stop)
+    with pytest.raises(BusyError, match="STOP was pressed"):
+        daemon.start_scan_of(region_um=(20, 20), overlap=0.15)
+    assert not daemon.running
+    (folder,) = (daemon.data_dir / "scans").iterdir()
+    assert json.loads((folder / "scan.json").read_text())["complete"] is False
+
+
+def test_the_instrument_is_opened_once_however_many_ask(make: DaemonMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = make()
+    begun, go_on = threading.Event(), threading.Event()
+    open_one = instrument.open_instrument
+
+    def slowly(config: Config) -> instrument.Instrument:
+        begun.set()
+        assert go_on.wait(10)
+        return open_one(config)
+
+    monkeypatch.setattr("edge.daemon.open_instrument", slowly)
+    first = threading.Thread(target=daemon.open)
+    first.start()
+    assert begun.wait(10)
+    with pytest.raises(BusyError, match="being started"):
+        daemon.start_live()
+    go_on.set()
+    first.join(10)
+    assert daemon.open() is daemon.instrument
+
+
+def test_nothing_begins_once_the_program_ends(make: DaemonMaker) -> None:
+    daemon = make()
+    daemon.quit()
+    with pytest.raises(BusyError):
+        daemon.start_live()
+    assert not daemon.running
+
+
+def test_stop_ends_a_wait_for_a_frame_that_is_far_away(make: DaemonMaker) -> None:
+    daemon = make(camera={"fps": 0.01})
+    daemon.start_live()
+    daemon.stop()
+    assert not daemon.running
+    assert daemon.board.status().state is RunState.IDLE
+
+
+def test_a_stage_that_no_longer_answers_is_a_fault_and_is_opened_anew_at_the_next_start(make: DaemonMaker) -> None:
+    daemon = make()
+    stage = daemon.open().stage
+    daemon.start_live()
+    stage.close()  # what an unplugged cable is to those who ask
+    daemon.beat()
+    status = daemon.board.status()
+    assert status.state is RunState.FAULT
+    assert "start again" in status.problems[0].what_to_do
+    daemon.job.thread.join(5)
+    daemon.start_live(frames=1)
+    daemon.wait(until_job_ends=True)
+    assert daemon.instrument.stage is not stage
+    assert daemon.board.status().problems == ()
+
+
+def test_a_tile_that_does_not_fit_the_frame_is_refused_before_anything_moves(make: DaemonMaker) -> None:
+    daemon = make(sphere={"field_um": 8.0, "centre_px": [10, 10]})
+    with pytest.raises(ConfigError, match="do not fit the camera's frame"):
+        plan_scan(daemon.open(), region_um=(10, 10), overlap=0.1, settle_s=0)
+
+
+def test_a_region_out_of_all_bounds_is_a_config_error(make: DaemonMaker) -> None:
+    with pytest.raises(ConfigError, match="region-um"):
+        make().start_scan_of(region_um=(20_000, 10), overlap=0.1)
 
 
 def test_a_scan_takes_the_place_of_the_live_view_but_not_of_a_scan(make: DaemonMaker) -> None:

@@ -132,6 +132,31 @@ def test_a_damaged_file_is_refused_in_words(tmp_path: Path, name: str) -> None:
         open_stack(tmp_path / name)
 
 
+def test_archives_that_are_cut_off_empty_or_something_else_are_refused_in_words(
+    tmp_path: Path, frames: np.ndarray
+) -> None:
+    np.savez_compressed(tmp_path / "whole.npz", images=frames)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "flipped.npz").write_bytes(whole[:200] + bytes(200) + whole[400:])
+    (tmp_path / "nothing.npz").write_bytes(b"")
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, frames)
+    np.savez(tmp_path / "hollow.npz", images=np.zeros((0, 4, 4), np.float32))
+    tifffile.imwrite(tmp_path / "whole.tif", frames[0], compression="zlib")
+    whole = (tmp_path / "whole.tif").read_bytes()
+    (tmp_path / "flipped.tif").write_bytes(whole[:900] + bytes(400) + whole[1300:])
+    for name in ("cut.npz", "flipped.npz", "nothing.npz", "array.npz", "hollow.npz", "flipped.tif"):
+        with pytest.raises(ConfigError):
+            open_stack(tmp_path / name)
+
+
+def test_inks_are_no_grey_levels(tmp_path: Path) -> None:
+    Image.new("CMYK", (32, 32), (0, 0, 0, 128)).save(tmp_path / "a.jpg")
+    with pytest.raises(ConfigError, match="CMYK"):
+        open_stack(tmp_path / "a.jpg")
+
+
 def test_a_pickled_array_is_never_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ConfigError, match="cannot be read"):

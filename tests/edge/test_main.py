@@ -113,6 +113,13 @@ def test_doctor_names_versions_and_what_is_missing(superlens: Run) -> None:
         (["check-config", "{tmp}/unknown.toml"], 2, "unknown key"),
         (["run", "--no-web", "--fps", "-3"], 2, r"camera\.fps"),
         (["run", "--no-web", "--fps", "nan"], 2, r"camera\.fps"),
+        (["run", "--no-web", "--camera", "simulated:foo"], 2, "only replay takes a path"),
+        (["run", "--no-web", "--json", "{tmp}/absent/x.json"], 2, "does not exist or is not writable"),
+        (
+            ["run", "--port", "{free}", "--frames", "2", "--config", "{tmp}/serial.toml", "--model", "{bundle}"],
+            1,
+            "absent",
+        ),
         (["run", "--no-web", "--camera", "webcam"], 2, r"camera\.driver"),
         (["run", "--no-web", "--camera", "replay:{tmp}/absent.png"], 2, "no file or folder"),
         (["run", "--no-web", "--camera", "replay:{tmp}/empty"], 2, "holds no image"),
@@ -174,7 +181,7 @@ def test_a_wrong_input_is_one_clear_error_and_nothing_is_half_written(
     assert done.returncode == code, done.stderr
     assert re.search(message, done.stderr, re.DOTALL), done.stderr
     assert "Traceback" not in done.stderr
-    assert len(re.findall(message, done.stderr)) <= 1
+    assert done.stderr.count("superlens: ") <= 2  # the error, and the page's address where there is one
     assert done.stdout == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

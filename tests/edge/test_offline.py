@@ -13,6 +13,7 @@ from PIL import Image
 from edge.config import EngineConfig
 from edge.errors import ConfigError
 from edge.offline import enhance_files
+from edge.ometiff import write_ome_tiff
 
 
 @pytest.fixture
@@ -65,7 +66,8 @@ def test_an_unknown_pixel_size_is_said_to_be_unknown_and_not_made_up(
     tmp_path: Path, frames: np.ndarray, engine: EngineConfig
 ) -> None:
     Image.fromarray(frames[0]).save(tmp_path / "a.png")
-    assert enhance([tmp_path / "a.png"], tmp_path / "out", engine)["pixel_size"] == "pixel size unknown"
+    (image,) = enhance([tmp_path / "a.png"], tmp_path / "out", engine)["images"]
+    assert image["pixel_size"] == "pixel size unknown"
     with tifffile.TiffFile(tmp_path / "out" / "a_enhanced.ome.tif") as file:
         assert "PhysicalSizeX" not in file.ome_metadata
 
@@ -76,6 +78,39 @@ def test_resampling_brings_an_image_to_the_models_pixel(
     Image.fromarray(frames[0]).save(tmp_path / "a.png")
     enhance([tmp_path / "a.png"], tmp_path / "out", engine, pixel_size_nm=96.296, resample=True)
     assert tifffile.imread(tmp_path / "out" / "a_enhanced.ome.tif").shape == (128, 192)
+
+
+def test_nothing_is_written_when_one_of_the_sources_is_wrong(
+    tmp_path: Path, frames: np.ndarray, engine: EngineConfig
+) -> None:
+    Image.fromarray(frames[0]).save(tmp_path / "good.png")
+    Image.fromarray(frames[0][:15]).save(tmp_path / "short.png")
+    floats = np.zeros((3, 32, 32), np.float32)
+    floats[2] = np.nan
+    tifffile.imwrite(tmp_path / "late_nan.tif", floats, photometric="minisblack")
+    for wrong in ("short.png", "late_nan.tif"):
+        with pytest.raises(ConfigError):
+            enhance([tmp_path / "good.png", tmp_path / wrong], tmp_path / "out", engine)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_simulated_stays_simulated_and_keeps_its_pixel_size(
+    tmp_path: Path, frames: np.ndarray, engine: EngineConfig
+) -> None:
+    facts = {"simulated": ["camera", "stage"]}
+    write_ome_tiff(tmp_path / "tile.ome.tif", frames[0], channels=("raw",), pixel_size_nm=48.148, facts=facts)
+    (image,) = enhance([tmp_path / "tile.ome.tif"], tmp_path / "out", engine)["images"]
+    assert image["simulated"] is True
+    assert image["pixel_size_nm"] == pytest.approx(48.148)
+
+
+@pytest.mark.parametrize("pixel_size_nm", [0.0, -3.0, float("nan"), float("inf")])
+def test_a_pixel_size_that_is_none_is_refused(
+    tmp_path: Path, frames: np.ndarray, engine: EngineConfig, pixel_size_nm: float
+) -> None:
+    Image.fromarray(frames[0]).save(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match="positive number"):
+        enhance([tmp_path / "a.png"], tmp_path / "out", engine, pixel_size_nm=pixel_size_nm, resample=True)
 
 
 def test_a_result_that_exists_is_never_overwritten(tmp_path: Path, frames: np.ndarray, engine: EngineConfig) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from edge.errors import ConfigError
+from edge.errors import ConfigError, EdgeError
 from edge.frames import Frame, Tile
 from edge.recorder import ScanRecorder
 from edge.scan import ScanPlan
@@ -128,6 +128,31 @@ def test_no_half_written_file_stays_when_the_disk_refuses(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tifffile, "imwrite", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(EdgeError, match=r"No space.*Free some space"):
         sink.write(*take(plan, 0))
     assert list((tmp_path / "scan" / "raw").iterdir()) == []
+
+
+def test_when_the_mosaic_does_not_fit_the_disk_the_tiles_are_still_on_record(
+    tmp_path: Path, plan: ScanPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = recorder(tmp_path / "scan", plan)
+    sink.write(*take(plan, 0))
+    sink.write(*take(plan, 1))
+    write = tifffile.imwrite
+
+    def full_but_for_raw_tiles(path: Path, *args: object, **kwargs: object) -> None:
+        if "raw" not in path.parts:
+            raise OSError(28, "No space left on device")
+        write(path, *args, **kwargs)
+
+    monkeypatch.setattr(tifffile, "imwrite", full_but_for_raw_tiles)
+    with pytest.raises(EdgeError, match="No space"):
+        sink.write(*take(plan, 2))
+    with pytest.raises(EdgeError, match="No space"):
+        sink.close()
+    index = json.loads((tmp_path / "scan" / "scan.json").read_text())
+    assert [tile["index"] for tile in index["tiles"]] == [0, 1]
+    assert (index["complete"], index["mosaic"]) == (False, None)
+    names = [sorted(file.name for file in (tmp_path / "scan" / kind).iterdir()) for kind in ("raw", "enhanced")]
+    assert names[0] == names[1] == [tile["file"] for tile in index["tiles"]]

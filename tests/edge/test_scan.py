@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edge.errors import CameraTimeoutError, ConfigError
+from edge.errors import CameraError, CameraTimeoutError, ConfigError
 from edge.frames import Frame, Gap
 from edge.scan import ScanPlan, acquire, inscribed_square_um
 from firmware_bridge.errors import OutOfRangeError
@@ -82,24 +82,32 @@ class FakeStage:
 
 
 class FakeCamera:
-    """Delivers one frame a pulse, except those in ``lost``."""
+    """Exposes on each pulse; frames in ``lost`` never come, those in ``late`` come one time-out later."""
 
-    def __init__(self, lost: tuple[int, ...] = ()) -> None:
+    def __init__(self, lost: tuple[int, ...] = (), late: tuple[int, ...] = ()) -> None:
         self.pulses = -1
-        self._lost = lost
+        self._lost, self._late = lost, late
+        self._waiting: list[int] = []
 
     def fire(self) -> None:
         self.pulses += 1
+        if self.pulses not in self._lost:
+            self._waiting.append(self.pulses)
 
     def next_frame(self, *, timeout_s: float) -> Frame:
-        if self.pulses in self._lost:
+        if not self._waiting or (self._waiting == [self.pulses] and self.pulses in self._late):
             raise CameraTimeoutError("no frame")
-        return Frame(np.zeros((2, 2), np.uint8), 1000 + self.pulses, 0)
+        return Frame(np.zeros((2, 2), np.uint8), self._waiting.pop(0), 0)
+
+
+def follow(stage, camera, stop: threading.Event | None = None, discarded: list | None = None):
+    discard = (discarded if discarded is not None else []).append
+    return acquire(plan(), stage, camera, camera, stop=stop or threading.Event(), discard=discard)
 
 
 def test_every_tile_is_moved_to_pulsed_once_and_carries_its_measured_position() -> None:
     stage, camera = FakeStage(), FakeCamera()
-    items = list(acquire(plan(), stage, camera, camera, stop=threading.Event()))
+    items = list(follow(stage, camera))
     targets = [p.target_um for p in plan().points()]
     assert stage.moves == targets
     assert camera.pulses == len(targets) - 1
@@ -109,9 +117,31 @@ def test_every_tile_is_moved_to_pulsed_once_and_carries_its_measured_position() 
 
 def test_a_frame_that_does_not_come_is_a_gap_and_the_scan_goes_on() -> None:
     camera = FakeCamera(lost=(2,))
-    items = list(acquire(plan(), FakeStage(), camera, camera, stop=threading.Event()))
+    items = list(follow(FakeStage(), camera))
     assert [item.index for item in items if isinstance(item, Gap)] == [2]
     assert len(items) == plan().tiles
+
+
+def test_a_late_frame_is_a_gap_of_its_own_tile_and_never_taken_for_the_next() -> None:
+    camera, discarded = FakeCamera(late=(2,)), []
+    items = list(follow(FakeStage(), camera, discarded=discarded))
+    assert [item.index for item in items if isinstance(item, Gap)] == [2]
+    assert [frame.index for frame in discarded] == [2]
+    assert [item.index for item in items] == list(range(plan().tiles))
+
+
+def test_more_exposures_than_pulses_end_the_scan() -> None:
+    class Noisy(FakeCamera):
+        def fire(self) -> None:
+            super().fire()
+            if self.pulses == 1:
+                self.pulses += 1
+                self._waiting = [2]
+
+    discarded: list[Frame] = []
+    with pytest.raises(CameraError, match="3 exposures after 2 trigger pulses"):
+        list(follow(FakeStage(), Noisy(), discarded=discarded))
+    assert len(discarded) == 1
 
 
 def test_a_refused_move_ends_the_scan() -> None:
@@ -121,13 +151,13 @@ def test_a_refused_move_ends_the_scan() -> None:
 
     camera = FakeCamera()
     with pytest.raises(OutOfRangeError):
-        list(acquire(plan(), Refusing(), camera, camera, stop=threading.Event()))
+        list(follow(Refusing(), camera))
     assert camera.pulses == -1
 
 
 def test_stop_ends_the_scan_before_the_next_move() -> None:
     stage, camera, stop = FakeStage(), FakeCamera(), threading.Event()
-    for item in acquire(plan(), stage, camera, camera, stop=stop):
+    for item in follow(stage, camera, stop):
         if item.index == 1:
             stop.set()
     assert len(stage.moves) == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from edge.errors import EdgeError
+from edge.errors import BusyError, EdgeError
 from edge.frames import Frame, Tile
 from edge.meter import FlowMeter
 from edge.sinks import OUTSIDE_FIELD_GREY, PreviewSink, SnapshotSink, field_disc
@@ -107,6 +107,22 @@ def test_a_snapshot_is_a_copy_of_the_next_frame_and_its_tile() -> None:
         pixels[:] = 0
     (shot,) = got
     assert (shot.index, int(shot.raw[0, 0]), int(shot.enhanced[0, 0])) == (5, 9, 10)
+
+
+def test_nobody_queues_for_a_snapshot() -> None:
+    sink = SnapshotSink()
+
+    def ask() -> None:
+        with pytest.raises(EdgeError):
+            sink.take(timeout_s=0.5)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while not sink._one_at_a_time.locked():
+        assert asking.is_alive()
+    with pytest.raises(BusyError):
+        sink.take(timeout_s=5)
+    asking.join()
 
 
 def test_a_snapshot_of_nothing_is_an_error_in_words() -> None:
