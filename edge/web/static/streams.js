@@ -2,7 +2,7 @@
 // A browser opens at most six connections to one host for all of its tabs together, and each stream holds one; with
 // three pages open a further request, STOP too, would wait for ever and without an error.
 
-const YIELD_MS = 1000; // another page's STOP has long been sent by then
+const HOLD_MS = 1000; // STOP has long been sent by then; a box slow to answer is watched again
 const tabs = new BroadcastChannel("superlens"); // the box's other pages in this browser
 const streams = []; // {open, close}
 let stops = 0; // STOPs that need room now, of this page and of others
@@ -22,27 +22,33 @@ export function whileLookedAt(open, close) {
   if (flowing) open();
 }
 
-/** Close all streams, of every page, send, and open them again. Resolves or rejects as `send` does. */
-export async function makeWay(send) {
+/** Keep the streams closed for a moment; the function returned ends it sooner. */
+function hold() {
+  let held = true;
+  const release = () => {
+    if (!held) return;
+    held = false;
+    stops -= 1;
+    follow();
+  };
   stops += 1;
   follow();
+  setTimeout(release, HOLD_MS);
+  return release;
+}
+
+/** Close the streams of every page, and send. Resolves or rejects as `send` does; then, if not before, they are opened again. */
+export async function makeWay(send) {
+  const release = hold();
   tabs.postMessage("make way");
   try {
     return await send();
   } finally {
-    stops -= 1;
-    follow();
+    release();
   }
 }
 
-tabs.addEventListener("message", () => {
-  stops += 1;
-  follow();
-  setTimeout(() => {
-    stops -= 1;
-    follow();
-  }, YIELD_MS);
-});
+tabs.addEventListener("message", hold);
 document.addEventListener("visibilitychange", follow);
 for (const type of ["pagehide", "pageshow"]) {
   addEventListener(type, () => {
