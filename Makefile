@@ -2,28 +2,33 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 # The floor of the appliance is JetPack 6's Python 3.10; JetPack 7 brings 3.12.
 FLOORS := 3.10 3.12
 
-.PHONY: run test check bench docs zoo install system-packages edge-pythons format clean
+.PHONY: run test check bench docs zoo install install-dev system-packages edge-pythons format clean
 
-install: $(STAMP)
+# The appliance alone: small, no torch. Training, export and the tools of the developers come on top of it.
+install: $(VENV)/.appliance
+install-dev: $(VENV)/.dev
 
-$(STAMP): pyproject.toml
+$(VENV)/.appliance: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.appliance
 	$(BIN)/pip install --quiet --editable '.[train,export,dev]'
 	touch $@
 
 run: install
 	$(BIN)/superlens run
 
-test: install system-packages
+test: install-dev system-packages
 	$(BIN)/pytest
 	$(MAKE) --no-print-directory edge-pythons
 
-check: install
+check: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -32,17 +37,17 @@ check: install
 bench: install
 	$(BIN)/superlens bench loop
 
-docs: install
+docs: install-dev
 	$(BIN)/pdoc --output-directory docs/api firmware_bridge edge models export
 
 # `make zoo` retrains every bundle of models/zoo, `make zoo MODEL=enhance-rt` one.
 MODEL ?= enhance-rt
-zoo: install
+zoo: install-dev
 	$(BIN)/superlens-train fit models/configs/$(MODEL).toml --out build/$(MODEL)
 	$(BIN)/superlens-export convert build/$(MODEL)/ema.safetensors --out models/zoo/$(MODEL)
 	$(BIN)/superlens-export evaluate models/zoo/$(MODEL) --write-card
 
-format: install
+format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
