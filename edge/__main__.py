@@ -1,17 +1,14 @@
-"""`superlens`: run | scan | enhance | bench | doctor | check-config. The only place that sets up logging.
+"""`superlens`: run | scan | enhance | bench | doctor | check-config.
 
 Exit codes: 0 done, 1 it failed while running, 2 the command line or the configuration is wrong.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
-import signal
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +19,7 @@ import click
 from edge import __version__
 from edge.config import Config, load_config
 from edge.errors import ConfigError, EdgeError
+from edge.process import log_tail, quit_on_signals, set_up_log, share_heaps
 from firmware_bridge.errors import FirmwareError
 
 if TYPE_CHECKING:
@@ -33,57 +31,13 @@ log = logging.getLogger(__name__)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
-_M_ARENA_MAX = -8  # malloc.h
-LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s  %(message)s"
-LOG_TIME = "%H:%M:%S"
-
-
-class LogTail(logging.Handler):
-    """The newest lines of the log, for the page that says why the instrument did not start."""
-
-    def __init__(self, length: int = 40) -> None:
-        super().__init__()
-        self.setFormatter(logging.Formatter(LOG_FORMAT, LOG_TIME))
-        self._lines: deque[str] = deque(maxlen=length)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line."""
-        self._lines.append(self.format(record))
-
-    def lines(self) -> list[str]:
-        """Oldest first."""
-        return list(self._lines)
-
-
-_log_tail = LogTail()
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="superlens")
 @click.option("-v", "--verbose", is_flag=True, help="Log debug messages too.")
 def main(verbose: bool) -> None:
     """Real-time enhanced video from a microscope that looks through a microsphere."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        stream=sys.stderr,
-        format=LOG_FORMAT,
-        datefmt=LOG_TIME,
-    )
-    logging.getLogger().addHandler(_log_tail)
-    _share_heaps()
-    # waitress reports every client that closed a stream.
-    for noisy in ("waitress", "waitress.queue", "PIL", "tifffile"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-def _share_heaps() -> None:
-    """Let the threads share two heaps (glibc's M_ARENA_MAX).
-
-    By default each thread gets a heap of its own, which keeps what it frees: after some jobs that was 80 MB of nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent outside glibc, and not needed there
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 2)
+    set_up_log(verbose=verbose)
+    share_heaps()
 
 
 @contextmanager
@@ -188,7 +142,7 @@ def run(
     with _errors_as_exit_codes():
         config = _config(**options, web={"host": host, "port": port})
         daemon = Daemon(config)
-        _quit_on_signals(daemon.quit)
+        quit_on_signals(daemon.quit)
         server = None
         try:
             if not no_web:
@@ -241,7 +195,7 @@ def _serve_page(daemon: Daemon) -> PageServer:
     web = daemon.config.web
     app = create_app(
         daemon.board,
-        log_tail=_log_tail.lines,
+        log_tail=log_tail.lines,
         config_text=json.dumps(daemon.config.model_dump(mode="json"), indent=2),
         submit=submit,
         stop=_words_for_the_page()(daemon.stop),
@@ -284,12 +238,6 @@ def _run_figures(daemon: Daemon) -> dict[str, Any]:
     }
 
 
-def _quit_on_signals(quit_: Callable[[], None]) -> None:
-    """Ctrl-C and systemd's SIGTERM end the program the clean way."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: quit_())
-
-
 @main.command()
 @_config_options
 @click.option("--region-um", type=float, nargs=2, required=True, metavar="WIDTH HEIGHT", help="x then y, stage axes.")
@@ -312,7 +260,7 @@ def scan(
 
     with _errors_as_exit_codes():
         daemon = Daemon(_config(**options))
-        _quit_on_signals(daemon.quit)
+        quit_on_signals(daemon.quit)
         try:
             instrument = daemon.open()
             plan = plan_scan(instrument, region_um=region_um, overlap=overlap, settle_s=settle_s)
