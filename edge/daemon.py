@@ -242,16 +242,13 @@ class Daemon:
     def beat(self) -> None:
         """Publish a fresh snapshot."""
         with self._beating:
-            if self.instrument is not None and self.instrument.stage is not None:
+            instrument = self.instrument  # another thread may open it anew meanwhile
+            if instrument is not None and instrument.stage is not None:
                 try:
-                    self._stage = observe_stage(self.instrument.stage)
+                    self._stage = observe_stage(instrument.stage)
                 except FirmwareError as exc:
-                    # A fault until a person starts again, which opens the stage anew: where it is, nobody knows.
-                    self._report("stage", "The stage does not answer", f"{exc} Then start again.")
-                    if self._stage is not None:
-                        self._stage = self._stage.model_copy(update={"on_target": None, "error": str(exc)})
-                    if self.job is not None:
-                        self.job.end()
+                    if instrument is self.instrument:
+                        self._lose_stage(exc)
             status = self._status()
             found = warnings(status)
             for key in ("slow", "disk"):
@@ -260,6 +257,14 @@ class Daemon:
                 else:
                     self._problems.pop(key, None)
             self.board.publish(status.model_copy(update={"problems": tuple(self._problems.values())}))
+
+    def _lose_stage(self, error: FirmwareError) -> None:
+        """A fault until a person starts again, which opens the stage anew: where it is, nobody knows."""
+        self._report("stage", "The stage does not answer", f"{error} Then start again.")
+        if self._stage is not None:
+            self._stage = self._stage.model_copy(update={"on_target": None, "error": str(error)})
+        if self.job is not None:
+            self.job.end()
 
     def _begin(self, make_job: Callable[[Instrument], Job], *, instead_of_live: bool = False) -> None:
         with self._one_start():
