@@ -58,7 +58,7 @@ class Daemon:
         self.board = StatusBoard(self._status())
 
     def open(self) -> Instrument:
-        """Open the instrument. Nothing moves.
+        """Open the instrument, as :func:`edge.instrument.open_instrument` says.
 
         Raises
         ------

@@ -68,7 +68,7 @@ class Instrument:
 
 
 def open_instrument(config: Config) -> Instrument:
-    """Open what the configuration names. Nothing moves.
+    """Open what the configuration names. Nothing moves, unless `[stage] enable_servo` closes a servo.
 
     Raises
     ------
