@@ -77,11 +77,6 @@ class Mosaic:
         blended = np.divide(self._sum, self._weight, out=np.zeros_like(self._sum), where=self._weight > 0)
         return np.rint(blended).astype(self._dtype)
 
-    @property
-    def covered(self) -> float:
-        """Share of the mosaic's rectangle that has a tile."""
-        return float(np.count_nonzero(self._weight)) / self._weight.size
-
 
 def _feather(shape_px: tuple[int, int]) -> NDArray[np.float32]:
     """Distance to the nearest edge, at least half a pixel: a single tile still has weight everywhere."""

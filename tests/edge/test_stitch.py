@@ -56,11 +56,10 @@ def test_tiles_cut_from_an_image_blend_back_to_it(jitter: int, step: int, seed: 
     assert np.abs(blended.astype(int) - expected)[covered].max() <= 1
 
 
-def test_where_no_tile_is_the_mosaic_is_zero_and_says_how_much_is_covered() -> None:
+def test_where_no_tile_is_the_mosaic_is_zero() -> None:
     mosaic = Mosaic(np.array([[0.0, 0.0], [0.0, 30.0]]), (10, 10), np.uint8)
     mosaic.add(0, np.full((10, 10), 7, np.uint8))
     assert mosaic.shape == (10, 40)
-    assert mosaic.covered == pytest.approx(0.25)
     assert mosaic.image()[:, 10:].max() == 0
 
 
