@@ -7,8 +7,8 @@ from typing import Any
 
 from export.manifest import Manifest
 from models.checkpoint import Checkpoint
-from models.data import Conditions
-from models.networks import parameter_count
+from models.enhance.data import Conditions
+from models.enhance.networks import parameter_count
 
 _UNJUDGED = "Not judged yet: `superlens-export evaluate BUNDLE --data synthetic:heldout --write-card`."
 

@@ -9,7 +9,7 @@ from export.card import model_card
 from export.manifest import Bundle, write_atomically
 from export.runtime import infer_with
 from models.checkpoint import load_checkpoint
-from models.evaluate import by_family, data_set, evaluate
+from models.enhance.evaluate import by_family, data_set, evaluate
 
 
 def evaluate_bundle(
@@ -20,13 +20,13 @@ def evaluate_bundle(
     Parameters
     ----------
     data, folder
-        As `models.evaluate.data_set`.
+        As `models.enhance.evaluate.data_set`.
     engine
         As `export.runtime.infer_with`.
 
     Returns
     -------
-    The report of `models.evaluate.evaluate`, with model, sha256, data, engine, precision and figures by family.
+    The report of `models.enhance.evaluate.evaluate`, with model, sha256, data, engine, precision and figures by family.
     """
     pairs = data_set(data, folder=folder)
     manifest = bundle.manifest("fp32")

@@ -32,7 +32,7 @@ from export.manifest import (
 from export.runtime import infer_with
 from models import metrics
 from models.checkpoint import load_checkpoint
-from models.networks import MIN_SIDE_PX, RTNetG
+from models.enhance.networks import MIN_SIDE_PX, RTNetG
 from models.samples import render
 
 # What TensorRT 10.3, OpenVINO 2025 and ONNX Runtime 1.20 all read.

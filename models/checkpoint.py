@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from models.enhance.networks import RTNetG, build
 from models.errors import CheckpointError, ModelsError
-from models.networks import RTNetG, build
 from models.recipe import Recipe, parse_recipe
 
 

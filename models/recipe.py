@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.data import Conditions
+from models.enhance.data import Conditions
 from models.errors import RecipeError
 
 if sys.version_info >= (3, 11):
@@ -23,7 +23,7 @@ class _Section(BaseModel):
 
 
 class NetworkSection(_Section):
-    """Which network: a name of `models.networks.NETWORKS` and its options."""
+    """Which network: a name of `models.enhance.networks.NETWORKS` and its options."""
 
     name: str
     options: dict[str, Any] = {}

@@ -19,10 +19,10 @@ import torch
 
 from models import metrics
 from models.checkpoint import save_checkpoint
-from models.data import Image, Pair, batches, pairs, scenes
+from models.enhance.data import Image, Pair, batches, pairs, scenes
+from models.enhance.networks import RTNetG, build, parameter_count
 from models.errors import DivergedError
 from models.losses import enhancement_loss
-from models.networks import RTNetG, build, parameter_count
 from models.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
 
 
 def infer_with(net: RTNetG) -> Callable[[Image], Image]:
-    """The network as a function of one picture (h, w) in 0..1, for `models.evaluate`."""
+    """The network as a function of one picture (h, w) in 0..1, for `models.enhance.evaluate`."""
 
     def infer(image: Image) -> Image:
         with torch.inference_mode():

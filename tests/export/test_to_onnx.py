@@ -23,7 +23,7 @@ from export.manifest import Bundle, load_bundle
 from export.runtime import infer_with
 from export.to_onnx import convert, verify
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.networks import RTNetG
+from models.enhance.networks import RTNetG
 from models.recipe import Recipe
 
 RECIPE = Recipe.model_validate(

@@ -9,9 +9,9 @@ if os.environ.get("CI") != "true":
     pytest.importorskip("torch", reason="needs the extra [train]")
 
 from models import metrics
-from models.data import Conditions, Pair, pairs
+from models.enhance.data import Conditions, Pair, pairs
+from models.enhance.evaluate import by_family, data_set, evaluate, lucy, unsharp, wiener
 from models.errors import RecipeError
-from models.evaluate import by_family, data_set, evaluate, lucy, unsharp, wiener
 
 CONDITIONS = Conditions(families=("ic-metal", "dots"), effective_na=(1.2,), photons=(8000,), axis_offset_um=((0, 2),))
 

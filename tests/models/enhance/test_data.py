@@ -11,8 +11,8 @@ if os.environ.get("CI") != "true":
     pytest.importorskip("torch", reason="needs the extra [train]")
 
 import models
-from models import data
-from models.data import HELDOUT, Conditions, batches, heldout, pairs, real_heldout, scenes
+from models.enhance import data
+from models.enhance.data import HELDOUT, Conditions, batches, heldout, pairs, real_heldout, scenes
 from models.errors import RecipeError
 from models.recipe import read_recipe
 

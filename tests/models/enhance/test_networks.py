@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.enhance.networks import RTNetG, build, parameter_count
 from models.errors import RecipeError
-from models.networks import RTNetG, build, parameter_count
 
 
 def wild(**options: int) -> RTNetG:

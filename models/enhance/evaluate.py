@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from skimage.filters import unsharp_mask
 from skimage.restoration import richardson_lucy
 
-from models import data, metrics
-from models.data import Pair
+from models import metrics
+from models.enhance import data
+from models.enhance.data import Pair
 from models.errors import RecipeError
 
 Image = NDArray[np.float32]

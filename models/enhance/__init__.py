@@ -1,0 +1,1 @@
+"""System A: enhancement of microsphere images in real time (Wang, Bangor)."""
