@@ -5,6 +5,7 @@ ModelsError
   SpecimenError(ValueError)    a specimen that cannot be drawn or read
   RecipeError(ValueError)      a training configuration or data set name that is not one
   CheckpointError(ValueError)  a file that is no checkpoint of ours
+  PairsError(ValueError)       a lab's images that cannot be registered, labelled, written or read as pairs
   DivergedError                training produced a loss that is not a number
 """
 
@@ -27,6 +28,10 @@ class RecipeError(ModelsError, ValueError):
 
 class CheckpointError(ModelsError, ValueError):
     """A checkpoint is missing, malformed or of another network."""
+
+
+class PairsError(ModelsError, ValueError):
+    """A lab's images cannot be registered, labelled, written or read as training pairs."""
 
 
 class DivergedError(ModelsError):
