@@ -101,9 +101,11 @@ class Engine(Protocol):
         """Memory that :meth:`infer` reads without a copy."""
 
     def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """Outputs by name, the first is the one shown; valid until the next call.
+        """All outputs by name, in the order of the manifest; valid until the next call.
 
-        ``pixels`` is a slot of :meth:`allocate`. Outputs have the camera's dtype and full scale.
+        ``pixels`` is a slot of :meth:`allocate`. Outputs are (height, width), or (height, width, 3) where the manifest
+        says three channels, ``manifest.scale`` times the frame's sides, contiguous, of the camera's dtype and full
+        scale.
         """
 
     def close(self) -> None:

@@ -20,6 +20,8 @@ Task = Literal["enhance", "sem", "neural-lens"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # A bundle's files lie beside its bundle.json: a name with a folder in it could point anywhere.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# Becomes part of file names, of a header and of a label on the page.
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 BUNDLE_FILE = "bundle.json"
 
@@ -39,10 +41,15 @@ class TensorSpec(_Record):
     `range` is what the values mean: model input is counts / full scale, so (0, 1).
     """
 
-    name: str
+    name: TensorName
     shape: tuple[int | str, ...]
     dtype: Literal["float32", "float16", "uint8", "uint16"]
     range: tuple[float, float]
+
+    @property
+    def channels(self) -> int:
+        """1 is grey, 3 are red, green and blue."""
+        return int(self.shape[1])
 
 
 class Verification(_Record):
@@ -72,8 +79,9 @@ class Manifest(_Record):
     """What one model file is, what goes in, what comes out, and how well it was checked.
 
     `halo_px` is how far a pixel's result reaches into its surroundings (tiles overlap by it, and image
-    metrics leave it out); `pixel_size_nm` is the sample-plane pixel the network was trained for;
-    `checkpoint_sha256` names the weights the file was made from.
+    metrics leave it out); the sides of the input are at least `min_side_px` and multiples of `side_multiple_px`;
+    `pixel_size_nm` is the sample-plane pixel the network was trained for; `checkpoint_sha256` names the weights the
+    file was made from. The first of `outputs` is the one shown; each has 1 or 3 channels.
     """
 
     schema_version: Literal[1] = 1
@@ -88,6 +96,7 @@ class Manifest(_Record):
     scale: int = Field(ge=1, le=4)
     halo_px: int = Field(ge=0)
     min_side_px: int = Field(ge=1)
+    side_multiple_px: int = Field(default=1, ge=1)
     pixel_size_nm: float = Field(gt=0)
     training_data: str
     checkpoint_sha256: Sha256
@@ -102,6 +111,23 @@ class Manifest(_Record):
                 " records what it was built with"
             )
         return self
+
+    @model_validator(mode="after")
+    def _outputs_are_pictures_with_names_of_their_own(self) -> Manifest:
+        names = [spec.name for spec in self.outputs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"outputs {', '.join(names)}: two have the same name")
+        for spec in self.outputs:
+            if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[1] not in (1, 3):
+                raise ValueError(
+                    f"output {spec.name!r} has the shape {spec.shape}, expected (1, 1 or 3, height, width)"
+                )
+        return self
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, the one shown first."""
+        return tuple(spec.name for spec in self.outputs)
 
 
 class BundleIndex(_Record):

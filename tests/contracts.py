@@ -71,7 +71,11 @@ class CameraContract:
 
 
 class EngineContract:
-    """Needs a fixture ``load``: ``load(gain=1.0, **arguments)`` gives an engine that multiplies by ``gain``."""
+    """Needs a fixture ``load``: ``load(bundle, **arguments)`` gives an engine.
+
+    ``bundle`` is what the network does: ``gain`` it multiplies by, ``outputs`` it has of ``enhanced``, ``inverted`` and
+    ``colour``, ``scale`` by which it repeats pixels.
+    """
 
     @pytest.mark.parametrize(
         ("pixel_format", "bit_depth"), [("mono8", 8), ("mono16", 16), ("mono16", 12), ("mono8", 7)]
@@ -90,7 +94,7 @@ class EngineContract:
             pool.release(slot)
 
     def test_the_clamp_of_the_graph_is_full_scale(self, load: Callable[..., Engine]) -> None:
-        engine = load(gain=2.0, hint="f32")
+        engine = load({"gain": 2.0}, hint="f32")
         slot = engine.allocate(1).acquire(timeout_s=0)
         slot[:] = 200
         (output,) = engine.infer(slot).values()
@@ -104,10 +108,34 @@ class EngineContract:
             (output,) = engine.infer(slot).values()
             assert output.max() == level
 
-    def test_outputs_are_named_as_in_the_manifest(self, load: Callable[..., Engine]) -> None:
-        engine = load()
-        outputs = engine.infer(engine.allocate(1).acquire(timeout_s=0))
-        assert list(outputs) == [spec.name for spec in engine.manifest.outputs]
+    @pytest.mark.parametrize("names", [("enhanced",), ("enhanced", "colour", "inverted"), ("inverted", "enhanced")])
+    def test_outputs_are_named_and_ordered_as_in_the_manifest(
+        self, load: Callable[..., Engine], names: tuple[str, ...]
+    ) -> None:
+        engine = load({"outputs": names}, hint="f32")
+        slot = engine.allocate(1).acquire(timeout_s=0)
+        slot[:] = 50
+        outputs = engine.infer(slot)
+        assert tuple(outputs) == engine.manifest.output_names == names
+        assert outputs["enhanced"].mean() == 50
+        assert outputs.get("inverted", np.array(205)).mean() == 205
+
+    @pytest.mark.parametrize("scale", [1, 2])
+    @pytest.mark.parametrize(("pixel_format", "bit_depth"), [("mono8", 8), ("mono16", 12)])
+    def test_colour_is_height_width_three_in_one_piece(
+        self, load: Callable[..., Engine], pixel_format: str, bit_depth: int, scale: int
+    ) -> None:
+        bundle = {"outputs": ("enhanced", "colour"), "scale": scale}
+        engine = load(bundle, pixel_format=pixel_format, bit_depth=bit_depth, hint="f32", frame_shape_px=(31, 47))
+        slot = engine.allocate(1).acquire(timeout_s=0)
+        slot[:] = np.random.default_rng(4).integers(0, 1 << bit_depth, (31, 47))
+        large = slot.repeat(scale, 0).repeat(scale, 1)
+        outputs = engine.infer(slot)
+        np.testing.assert_array_equal(outputs["enhanced"], large)
+        colour = outputs["colour"]
+        assert colour.flags.c_contiguous
+        assert colour.dtype == slot.dtype
+        np.testing.assert_array_equal(colour, np.dstack([large, 0 * large, full_scale(bit_depth) - large]))
 
     def test_dark_and_flat_are_applied_as_the_reference_says(self, load: Callable[..., Engine]) -> None:
         rng = np.random.default_rng(1)

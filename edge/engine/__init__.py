@@ -79,12 +79,20 @@ def check_shape(manifest: Manifest, shape_px: tuple[int, ...], *, what: str) -> 
     Raises
     ------
     ConfigError
-        More than one channel, or a side that is too short.
+        More than one channel, or a side that is too short or no multiple of what the network divides it by.
     """
     if len(shape_px) != 2 or min(shape_px) < manifest.min_side_px:
         raise ConfigError(
             f"{what} gives frames of {' x '.join(map(str, shape_px))} px (height x width), but {manifest.name} takes "
             f"one channel of at least {manifest.min_side_px} x {manifest.min_side_px} px."
+        )
+    step = manifest.side_multiple_px
+    if any(side % step for side in shape_px):
+        height, width = (max(step, side // step * step) for side in shape_px)
+        raise ConfigError(
+            f"{what} gives frames of {' x '.join(map(str, shape_px))} px (height x width), but {manifest.name} takes "
+            f"sides that are multiples of {step} px. Crop the images, or set [camera] shape_px, to {height} x {width} "
+            f"px (shape_px = [{height}, {width}])."
         )
 
 

@@ -21,7 +21,7 @@ class OnnxRuntimeEngine:
     """One session whose input and output are bound to memory of ours.
 
     The prepare stage is a counted numpy pass from the slot into the bound input, and another from the bound output to
-    counts; no byte is copied unchanged.
+    counts, which also turns planes of colour into (height, width, 3); no byte is copied unchanged.
     """
 
     backend = "onnxruntime"
@@ -53,9 +53,9 @@ class OnnxRuntimeEngine:
         self._values: dict[str, NDArray[np.float32]] = {}
         self._outputs: dict[str, NDArray[Any]] = {}
         for spec in manifest.outputs:
-            shape = (1, 1, height * manifest.scale, width * manifest.scale)
-            self._values[spec.name] = aligned_empty(shape, np.float32)
-            self._outputs[spec.name] = aligned_empty(shape[2:], counts.dtype)
+            sides = (height * manifest.scale, width * manifest.scale)
+            self._values[spec.name] = aligned_empty((1, spec.channels, *sides), np.float32)
+            self._outputs[spec.name] = aligned_empty((*sides, 3) if spec.channels == 3 else sides, counts.dtype)
             _bind(self._binding.bind_output, spec.name, self._values[spec.name])
 
     def allocate(self, slots: int) -> FramePool:
@@ -67,7 +67,8 @@ class OnnxRuntimeEngine:
         self._counts.to_network(pixels, self._input[0, 0])
         self._session.run_with_iobinding(self._binding)
         for name, values in self._values.items():
-            self._counts.from_network(values[0, 0], self._outputs[name])
+            output = self._outputs[name]
+            self._counts.from_network(values[0], np.moveaxis(np.atleast_3d(output), 2, 0))
         return self._outputs
 
     def close(self) -> None:

@@ -48,7 +48,7 @@ class OpenVinoEngine:
         try:
             model = core.read_model(path)
             model.reshape({0: [1, 1, *counts.shape_px]})
-            model = _with_counts(model, counts)
+            model = _with_counts(model, manifest, counts)
             self._compiled = core.compile_model(
                 model,
                 "CPU",
@@ -58,12 +58,13 @@ class OpenVinoEngine:
                     "NUM_STREAMS": 1,
                 },
             )
+            self._request = self._compiled.create_infer_request()
+            tensors = {spec.name: self._request.get_tensor(spec.name).data[0] for spec in manifest.outputs}
         except RuntimeError as exc:
             raise EngineError(f"OpenVINO {ov.__version__} cannot run {path}: {exc}") from exc
-        self._request = self._compiled.create_infer_request()
         self._tensors: dict[int, ov.Tensor] = {}
         self._outputs: dict[str, NDArray[Any]] = {
-            spec.name: self._request.get_output_tensor(i).data[0, 0] for i, spec in enumerate(manifest.outputs)
+            spec.name: tensors[spec.name] if spec.channels == 3 else tensors[spec.name][0] for spec in manifest.outputs
         }
 
     def allocate(self, slots: int) -> FramePool:
@@ -87,8 +88,11 @@ class OpenVinoEngine:
         self._tensors.clear()
 
 
-def _with_counts(model: ov.Model, counts: Counts) -> ov.Model:
-    """`Counts.to_network` before the network and `Counts.from_network` after it, as nodes of the graph."""
+def _with_counts(model: ov.Model, manifest: Manifest, counts: Counts) -> ov.Model:
+    """`Counts.to_network` before the network and `Counts.from_network` after it, as nodes of the graph.
+
+    So is the way from planes of colour to (height, width, 3), which screens and files want.
+    """
 
     def constant(value: Any) -> Any:
         return ops.constant(np.asarray(value, np.float32))
@@ -107,7 +111,11 @@ def _with_counts(model: ov.Model, counts: Counts) -> ov.Model:
     steps = PrePostProcessor(model)
     steps.input().tensor().set_element_type(element_type)
     steps.input().preprocess().convert_element_type(ov.Type.f32).custom(to_network)
-    for i in range(len(model.outputs)):
-        steps.output(i).postprocess().custom(from_network)
-        steps.output(i).tensor().set_element_type(element_type)
+    for spec in manifest.outputs:
+        output = steps.output(spec.name)
+        output.postprocess().custom(from_network)
+        output.tensor().set_element_type(element_type)
+        if spec.channels == 3:
+            output.model().set_layout(ov.Layout("NCHW"))
+            output.tensor().set_layout(ov.Layout("NHWC"))
     return steps.build()

@@ -53,7 +53,7 @@ class Counts:
         np.multiply(out, scale, out=out)
 
     def from_network(self, values: NDArray[np.float32], out: NDArray[Any]) -> None:
-        """Write 0..1 values as counts, rounded to even. ``values`` is used as scratch memory.
+        """Write 0..1 values of any shape as counts, rounded to even. ``values`` is used as scratch memory.
 
         The network's graph ends in a clamp to 0..1, so no count can exceed full scale.
         """

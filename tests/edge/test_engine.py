@@ -23,13 +23,14 @@ DEFAULTS: dict[str, Any] = {"frame_shape_px": (32, 48), "pixel_format": "mono8",
 
 class TestOpenVino(EngineContract):
     @pytest.fixture
-    def load(self, bundle_with_gain: Callable[[float], Path]) -> Callable[..., Engine]:
-        return lambda gain=1.0, **arguments: load_engine(
-            load_bundle(bundle_with_gain(gain)), **{**DEFAULTS, **arguments}, backend="openvino"
+    def load(self, new_bundle: Callable[..., Path]) -> Callable[..., Engine]:
+        return lambda bundle=None, **arguments: load_engine(
+            load_bundle(new_bundle(**(bundle or {}))), **{**DEFAULTS, **arguments}, backend="openvino"
         )
 
     def test_no_host_pass_is_needed(self, load: Callable[..., Engine]) -> None:
         assert load().passes_per_frame == 0
+        assert load({"outputs": ("enhanced", "colour"), "scale": 2}).passes_per_frame == 0
 
     def test_the_arithmetic_is_pinned_and_shown(self, load: Callable[..., Engine]) -> None:
         assert load(hint="f32").precision == "f32"
@@ -41,13 +42,14 @@ class TestOpenVino(EngineContract):
 
 class TestOnnxRuntime(EngineContract):
     @pytest.fixture
-    def load(self, bundle_with_gain: Callable[[float], Path]) -> Callable[..., Engine]:
-        return lambda gain=1.0, **arguments: load_engine(
-            load_bundle(bundle_with_gain(gain)), **{**DEFAULTS, **arguments}, backend="onnxruntime"
+    def load(self, new_bundle: Callable[..., Path]) -> Callable[..., Engine]:
+        return lambda bundle=None, **arguments: load_engine(
+            load_bundle(new_bundle(**(bundle or {}))), **{**DEFAULTS, **arguments}, backend="onnxruntime"
         )
 
-    def test_its_two_passes_are_counted(self, load: Callable[..., Engine]) -> None:
+    def test_a_pass_in_and_one_for_each_output_are_counted(self, load: Callable[..., Engine]) -> None:
         assert load().passes_per_frame == 2
+        assert load({"outputs": ("enhanced", "colour")}).passes_per_frame == 3
 
     def test_bf16_is_refused(self, load: Callable[..., Engine]) -> None:
         with pytest.raises(ConfigError, match="no bf16"):
@@ -79,6 +81,13 @@ def test_a_bit_depth_that_does_not_fit_the_format_is_refused(identity_bundle: Pa
 def test_a_frame_smaller_than_the_model_takes_is_refused(identity_bundle: Path) -> None:
     with pytest.raises(ConfigError, match="at least 16 x 16"):
         load_engine(load_bundle(identity_bundle), **{**DEFAULTS, "frame_shape_px": (15, 48)})
+
+
+def test_sides_the_network_cannot_divide_are_refused_with_those_it_can(lens_bundle: Path) -> None:
+    bundle = load_bundle(lens_bundle)
+    load_engine(bundle, **{**DEFAULTS, "frame_shape_px": (32, 96)})
+    with pytest.raises(ConfigError, match=r"multiples of 32 px.*shape_px = \[64, 32\]"):
+        load_engine(bundle, **{**DEFAULTS, "frame_shape_px": (65, 31)})
 
 
 def test_a_model_file_with_a_wrong_hash_is_refused(identity_bundle: Path, tmp_path: Path) -> None:

@@ -72,6 +72,25 @@ def test_a_missing_model_file_is_refused(bundle: Path) -> None:
         load_bundle(bundle).model_path()
 
 
+def picture(name: str = "enhanced", channels: Any = 1) -> dict[str, Any]:
+    shape = [1, channels, "2*height", "2*width"]
+    return {"name": name, "shape": shape, "dtype": "float32", "range": [0, 1]}
+
+
+def test_a_manifest_that_says_nothing_of_multiples_takes_any_sides(bundle: Path) -> None:
+    document = json.loads((bundle / "model.json").read_text())
+    del document["side_multiple_px"]
+    (bundle / "model.json").write_text(json.dumps(document))
+    assert load_bundle(bundle).manifest().side_multiple_px == 1
+
+
+def test_outputs_are_grey_or_colour_and_the_first_is_shown(bundle: Path) -> None:
+    edit(bundle / "model.json", outputs=[picture("map", 3), picture("magnified")], scale=2)
+    manifest = load_bundle(bundle).manifest()
+    assert manifest.output_names == ("map", "magnified")
+    assert [spec.channels for spec in manifest.outputs] == [3, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -82,6 +101,11 @@ def test_a_missing_model_file_is_refused(bundle: Path) -> None:
         ({"file": "../elsewhere.onnx"}, "file"),
         ({"format": "tensorrt"}, "built_with"),
         ({"precision": "fp8"}, "precision"),
+        ({"side_multiple_px": 0}, "side_multiple_px"),
+        ({"outputs": [picture(), picture()]}, "two have the same name"),
+        ({"outputs": [picture(channels=2)]}, "expected .1, 1 or 3, height, width."),
+        ({"outputs": [picture(channels="height")]}, "expected .1, 1 or 3, height, width."),
+        ({"outputs": [picture("../map")]}, r"outputs\.0\.name"),
     ],
 )
 def test_a_manifest_with_a_wrong_key_is_refused(bundle: Path, changes: dict[str, Any], complaint: str) -> None:
