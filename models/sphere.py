@@ -25,20 +25,27 @@ class Field:
     distortion: NDArray[np.float64]
 
 
-@lru_cache(maxsize=64)
-def radial_psf(optics: Optics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(radius_um, intensity / intensity on the axis) of the PSF: |integral A exp(2 pi i W) J0 rho d rho|^2."""
+@lru_cache(maxsize=256)
+def radial_psf(optics: Optics, defocus_um: float = 0.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(radius_um, intensity / its largest) of the PSF: |integral A exp(2 pi i W) J0 rho d rho|^2.
+
+    A point that lies `defocus_um` further from the sphere than the plane in focus adds the path n_m z cos(theta) to
+    the traced wave. A declared aperture gets the parabola of that, -z rho^2 / (2 n_m): beyond n_m there is no angle.
+    """
     wavelength_um = optics.wavelength_nm / 1e3
     if optics.effective_na is None:
         rho, amplitude, aberration = _pupil(optics)
+        path = np.sqrt(np.maximum(optics.medium_index**2 - rho**2, 0)) - optics.medium_index
     else:
         rho = np.linspace(0, optics.effective_na, 400)
         amplitude, aberration = np.ones_like(rho), np.zeros_like(rho)
+        path = -(rho**2) / (2 * optics.medium_index)
+    aberration = aberration + defocus_um / wavelength_um * path
     weight = amplitude * rho * np.gradient(rho) * np.exp(2j * np.pi * aberration)
     radius_um = np.linspace(0, PSF_RADIUS_UM, 161)
     bessel = _j0(2 * np.pi / wavelength_um * np.outer(radius_um, rho))
     intensity = np.abs(bessel @ weight) ** 2
-    return radius_um, intensity / intensity[0]
+    return radius_um, intensity / intensity.max()
 
 
 def _pupil(optics: Optics) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

@@ -46,6 +46,58 @@ def test_the_psf_is_a_normalised_symmetric_kernel_with_its_peak_in_the_middle() 
     np.testing.assert_allclose(kernel, kernel[::-1])
 
 
+def radius_of_energy_um(kernel: np.ndarray, pixel_size_nm: float, share: float = 0.5) -> float:
+    """Radius within which that share of a kernel's energy lies."""
+    half = len(kernel) // 2
+    radius_um = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1]).ravel() * pixel_size_nm / 1e3
+    order = np.argsort(radius_um)
+    return float(radius_um[order][np.searchsorted(np.cumsum(kernel.ravel()[order]), share)])
+
+
+@pytest.mark.parametrize("aperture", [None, 0.9, 1.3, 1.6])
+def test_no_defocus_is_the_psf_in_focus_and_defocus_keeps_the_energy_and_spreads_it(aperture: float | None) -> None:
+    optics = Optics(effective_na=aperture)
+    np.testing.assert_array_equal(optics.psf(defocus_um=0.0), optics.psf())
+    # The traced PSF is best a third of a micrometre nearer to the sphere, so it grows to one side of that.
+    kernels = [optics.psf(40.0, defocus_um=z) for z in (0.0, 0.3, 0.6, 1.0, 1.5)]
+    radii_um = [radius_of_energy_um(kernel, 40.0) for kernel in kernels]
+    assert radii_um == sorted(radii_um)
+    assert radii_um[-1] > 2.5 * radii_um[0]
+    for kernel in kernels:
+        assert kernel.min() >= 0
+        assert kernel.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_declared_aperture_defocuses_alike_to_both_sides_and_the_aberrated_sphere_does_not() -> None:
+    declared, traced = Optics(effective_na=1.5), Optics()
+    np.testing.assert_allclose(declared.psf(defocus_um=0.5), declared.psf(defocus_um=-0.5), atol=1e-7)
+    assert np.abs(traced.psf(defocus_um=0.5) - traced.psf(defocus_um=-0.5)).max() > 1e-3
+
+
+def depth_of_field_um(optics: Optics) -> float:
+    """The range over which the peak keeps 80 % of its best (Rayleigh's quarter wave)."""
+    defocus_um = np.linspace(-1.2, 1.2, 121)
+    peaks = np.asarray([optics.psf(20.0, defocus_um=float(z)).max() for z in defocus_um])
+    return float(np.ptp(defocus_um[peaks >= 0.8 * peaks.max()]))
+
+
+def test_the_depth_of_field_of_the_full_aperture_is_the_published_third_of_a_micrometre() -> None:
+    optics = Optics()
+    full = Optics(effective_na=optics.objective_na * optics.focus_magnification)
+    assert depth_of_field_um(full) == pytest.approx(0.33, abs=0.03)
+
+
+def test_the_aberrated_sphere_is_as_deep_as_the_aperture_that_its_resolution_stands_for() -> None:
+    resolved_na = 0.51 * 0.55 / 0.283
+    assert depth_of_field_um(Optics()) == pytest.approx(1.33 * 0.55 / resolved_na**2, rel=0.07)
+
+
+@pytest.mark.parametrize("defocus_um", [-1.6, 2.0, math.nan, math.inf])
+def test_a_defocus_whose_light_would_not_fit_is_refused(defocus_um: float) -> None:
+    with pytest.raises(OpticsError, match=r"expected -1\.5 to 1\.5 um"):
+        Optics().psf(defocus_um=defocus_um)
+
+
 def test_the_field_light_falls_off_as_traced() -> None:
     optics = Optics()
     # Light is a function of the height on the specimen; the image shows that height magnified by the pincushion.
