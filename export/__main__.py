@@ -14,6 +14,7 @@ import click
 from export.errors import ExportError, ParityError
 from export.manifest import load_bundle, write_atomically
 from models.errors import ModelsError
+from models.evaluate import text_report
 
 _json = click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON to FILE, - is the terminal.")
 
@@ -40,29 +41,44 @@ def convert(checkpoint: Path, out: Path, json_to: str | None) -> None:
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", default="synthetic:heldout", show_default=True, help="synthetic:heldout or real:heldout.")
+@click.option(
+    "--data",
+    default="synthetic:heldout",
+    show_default=True,
+    help="synthetic:heldout, real:heldout, or a folder made by superlens-train pairs.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of images for real:heldout.")
 @click.option("--engine", default="onnxruntime", show_default=True, help="onnxruntime or openvino; both FP32.")
 @click.option("--write-card", is_flag=True, help="Put the figures into the bundle's model card.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the whole report with pictures; takes minutes.")
 @_json
 def evaluate(
-    bundle: Path, data: str, data_dir: Path | None, engine: str, write_card: bool, json_to: str | None
+    bundle: Path,
+    data: str,
+    data_dir: Path | None,
+    engine: str,
+    write_card: bool,
+    html: Path | None,
+    json_to: str | None,
 ) -> None:
     """Judge BUNDLE against the truth, its input and the best classical methods."""
     with _one_clear_error():
         loaded = load_bundle(bundle)
         from export import evaluate as judge
 
-        report = judge.evaluate_bundle(loaded, data, engine=engine, folder=data_dir)
+        folder = data_dir
+        if not data.endswith(":heldout"):
+            data, folder = "pairs", Path(data)
+        judgement = judge.evaluate_bundle(loaded, data, engine=engine, folder=folder, thorough=html is not None)
         if write_card:
-            judge.write_card(loaded, report)
+            judge.write_card(loaded, judgement)
+        if html is not None:
+            from models.report import html_report
+
+            write_atomically(html, html_report(judgement, title=f"{loaded.name} on {data}").encode())
         if json_to != "-":
-            print(f"{data}, {report['images']} images, {report['engine']} {report['precision']}")
-            print(f"{'':20s}{'psnr_db':>10s}{'corrected':>10s}{'ssim':>10s}{'epi':>10s}")
-            for name, row in report["methods"].items():
-                figures = (row["psnr_db"], row["psnr_corrected_db"], row["ssim"], row["epi"])
-                print(f"{name:20s}" + "".join(f"{figure:10.3f}" for figure in figures))
-        _write(json_to, report)
+            print(text_report(judgement.report))
+        _write(json_to, judgement.report)
 
 
 @contextmanager

@@ -7,39 +7,63 @@ from typing import Any
 
 from export.manifest import Manifest
 from models.checkpoint import Checkpoint
-from models.enhance.data import Conditions
-from models.enhance.networks import parameter_count
+from models.network import parameter_count
 
 _UNJUDGED = "Not judged yet: `superlens-export evaluate BUNDLE --data synthetic:heldout --write-card`."
 
+_WHAT = {
+    "enhance": "enhances: blind (it is told neither the point-spread function nor the illumination)",
+    "sem": "makes a picture like a scanning electron micrograph from an optical one",
+    "neural-lens": "labels the types of grains in an optical picture, and draws each as an electron microscope would",
+}
+_LIMITS = {
+    "enhance": """\
+* Structure finer than about half the width of the point-spread function is not in the light; what is drawn there is
+  a guess from the training families. Do not measure line widths or count features below that on the enhanced picture.
+* Absolute reflectivity is a guess where veil and exposure are unknown: trust contrast, not level.
+* Specimens unlike lines, dots, layers, grains and text, other sphere sizes or media, other pixel sizes (more than
+  10 % off), motion and coherent fringes were not in the data.""",
+    "sem": """\
+* It shows what an electron microscope might have seen, judging by the training specimens: heights, edges and materials
+  are inferred, not measured. Never measure a width, a height or a count on this picture alone.
+* Structure below the optical resolution is a guess. Charging, contamination and tilt are not modelled.
+* Other sphere sizes or media, other pixel sizes (more than 10 % off) and coherent fringes were not in the data.""",
+    "neural-lens": """\
+* Spikes and surfaces are drawn from what the training grains looked like: their number and place are inferred from
+  what little light they scatter. Count and measure on a real electron micrograph.
+* It knows only the types it was trained on, and gives one of them to anything that stands out.
+* Drawn grains, drawn optics: no real pollen was used.""",
+}
+
 
 def model_card(checkpoint: Checkpoint, manifest: Manifest, figures: Mapping[str, Any] | None) -> str:
-    """Markdown text of a bundle's README.md; `figures` is a report of `export.evaluate.evaluate_bundle`."""
+    """Markdown text of a bundle's README.md; `figures` is the report of `export.evaluate.evaluate_bundle`."""
     recipe, net = checkpoint.recipe, checkpoint.net.fused()
     train = recipe.train
+    outputs = ", ".join(f"`{put.name}`{' (RGB)' if put.shape[1] == 3 else ''}" for put in manifest.outputs)
+    sides = (
+        f"any size from {manifest.min_side_px} px; padding and clamping are inside the graph"
+        if manifest.side_multiple_px == 1
+        else f"sides multiples of {manifest.side_multiple_px} px"
+    )
+    loss = ", ".join(f"{key} {value}" for key, value in recipe.model_dump().get("loss", {}).items())
     return f"""# {manifest.name}
 
-Trained on **synthetic pairs**. No real microscope image was used, and no claim about real specimens follows from
+Trained on **synthetic** images only. No real microscope image was used, and no claim about real specimens follows from
 the figures below.
 
-* Task: {manifest.task}; blind (it is told neither the point-spread function nor the illumination), scale \
-{manifest.scale}.
-* Network: {recipe.network.name} {dict(recipe.network.options)}, {parameter_count(net):,} parameters once fused.
-* Input: `{manifest.inputs[0].name}`, float32 (1, 1, height, width), 0..1 = counts / full scale, any size from \
-{manifest.min_side_px} px; padding and clamping are inside the graph.
-* Output: `{manifest.outputs[0].name}`, same shape, 0..1 = reflectivity.
+* Task: {manifest.task}. It {_WHAT[manifest.task]}; scale {manifest.scale}.
+* Network: {recipe.network.name} {dict(recipe.network.options)}, {parameter_count(net):,} parameters in use.
+* Input: `{manifest.inputs[0].name}`, float32 (1, 1, height, width), 0..1 = counts / full scale, {sides}.
+* Outputs: {outputs}; 0..1, the first is the one shown.
 * Made for pixels of {manifest.pixel_size_nm} nm on the specimen; a result depends on {manifest.halo_px} px around it.
 
 ## Data
 
 {manifest.training_data}
 
-Truth is the drawn reflectivity, averaged over each pixel. Training: {checkpoint.step:,} steps of {train.crops} crops \
-of {train.crop_px} px, seed {recipe.seed}, {train.precision}; loss Charbonnier + {train.gradient_weight} x gradient L1.
-
-The training data and `synthetic:heldout` share what one instrument keeps the same: {_shared(recipe.data)}.
-These ranges were narrowed once during development, after wider ones had been judged on the held-out set; the raw
-figures below hold for them only: outside them the absolute level becomes ambiguous.
+Training: {checkpoint.step:,} of {train.steps:,} steps of {train.crops} crops of {train.crop_px} px, seed {recipe.seed},
+{train.precision}; loss: {loss}.
 
 ## Figures
 
@@ -50,13 +74,7 @@ Exported file against torch: largest error {manifest.verify.max_abs_error:.1e} o
 
 ## Limits
 
-* Structure finer than about half the width of the point-spread function is not in the light; what is drawn there is
-  a guess from the training families. Do not measure line widths or count features below that on the enhanced picture.
-* On crops of real micrographs seen through the same simulated optics (`real:heldout`, docs/models.md) it gains nothing
-  measurable: their structure and noise are unlike the drawn specimens.
-* Absolute reflectivity is a guess where veil and exposure are unknown: trust contrast, not level.
-* Specimens unlike lines, dots, layers, grains and text, other sphere sizes or media, other pixel sizes (more than
-  10 % off), defocus, motion and coherent fringes were not in the data.
+{_LIMITS[manifest.task]}
 * Keep the raw frames: they are the measurement.
 
 ## Rebuild
@@ -65,40 +83,27 @@ Exported file against torch: largest error {manifest.verify.max_abs_error:.1e} o
 """
 
 
-def _shared(data: Conditions) -> str:
-    """The conditions that do not tell training from held-out."""
-    (veil_low, veil_high), (dim, bright), (narrow, wide) = data.veil, data.exposure, data.light_scale
-    return (
-        f"a veil of {veil_low:g} to {veil_high:g} of the light, a white specimen at {dim:g} to {bright:g} of full"
-        f" scale, a field of {narrow:g} to {wide:g} times the traced one, and lamp slopes up to {data.light_slope:g}"
-    )
-
-
 def _figures(report: Mapping[str, Any]) -> str:
-    rows = [
-        f"| {name} | {row['psnr_db']:.2f} | {row['psnr_corrected_db']:.2f} | {row['ssim']:.3f} | {row['epi']:.2f} |"
-        for name, row in report["methods"].items()
-    ]
-    families = [
-        f"| {name} | {row['psnr_db']:.2f} | {row['psnr_corrected_db']:.2f} | {row['ssim']:.3f} | {row['epi']:.2f} |"
-        for name, row in report["families"].items()
-    ]
-    return "\n".join(
-        [
-            f"`{report['data']}`: {report['images']} images of families, apertures, vignette centres and noise levels",
-            f"that the training data do not contain; a border of {report['halo_px']} px left out; FP32,"
-            f" {report['engine']}.",
-            "",
-            "| | PSNR dB | PSNR corrected dB | SSIM | EPI |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            "PSNR is raw. Corrected gives every method the best gain, offset and flat-field, so it shows deblurring",
-            "and not brightening. Classical methods are told the true PSF (unsharp excepted) and illumination, and use",
-            "the settings that are best for this set; their SSIM and EPI are after division by the true illumination.",
-            "",
-            "| output by family | PSNR dB | PSNR corrected dB | SSIM | EPI |",
-            "|---|---|---|---|---|",
-            *families,
-        ]
-    )
+    """Tables, curves and remarks of a report, as the system's evaluation wrote them."""
+    parts = [f"`{report['data']}`, {report['precision'].upper()}, {report['engine']}."]
+    for title, rows in report.get("tables", {}).items():
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        body = {name: [row.get(column) for column in columns] for name, row in rows.items()}
+        parts.append(_table(title, columns, body))
+    for title, curve in report.get("curves", {}).items():
+        columns = [f"{curve['x']['name']} {value:g}" for value in curve["x"]["values"]]
+        parts.append(_table(f"{title} ({curve['y']})", columns, curve["series"]))
+    parts.extend(report.get("notes", ()))
+    return "\n\n".join(parts)
+
+
+def _table(title: str, columns: list[str], rows: Mapping[str, list[Any]]) -> str:
+    lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(map(_cell, values))} |" for name, values in rows.items()]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

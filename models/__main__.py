@@ -1,13 +1,21 @@
-"""`superlens-train`: trains a network from a recipe and leaves a checkpoint."""
+"""`superlens-train`: trains networks from recipes, judges them, and makes training data of a lab's own images."""
 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from models.errors import DivergedError, ModelsError
+from models.errors import CheckpointError, DivergedError, ModelsError
+from models.recipe import CONFIGS, Recipe, read_recipe
+
+_folder = click.Path(path_type=Path, file_okay=False)
+_file = click.Path(path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,36 +25,74 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("config", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the checkpoint."
-)
-@click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's train.steps.")
-@click.option("--scenes", type=click.IntRange(1), help="Instead of the recipe's scenes.count.")
-@click.option("--seed", type=click.IntRange(0), help="Instead of the recipe's seed.")
-@click.option("--workers", type=click.IntRange(1), help="Processes that draw the specimens; default: one a core.")
-def fit(config: Path, out: Path, steps: int | None, scenes: int | None, seed: int | None, workers: int | None) -> None:
-    """Train as CONFIG (a TOML recipe) says; writes DIR/ema.safetensors and DIR/log.csv."""
-    from models.recipe import read_recipe
+def configs() -> None:
+    """List the recipes that ship with the program."""
+    for path in sorted(CONFIGS.glob("*.toml")):
+        recipe = read_recipe(path)
+        t = recipe.train
+        work = f"{t.steps} steps of {t.crops} x {t.crop_px} px"
+        print(f"{recipe.name:18s} {recipe.task:12s} {recipe.network.name:16s} {work}")
 
+
+@main.command()
+@click.argument("config", type=_file)
+@click.option("--out", type=_folder, required=True, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, exactly as if it had not been interrupted.")
+@click.option("--init", type=_file, help="Start from the weights of a bundle or checkpoint.")
+@click.option("--data", type=_folder, help="Learn from the pairs in this folder (superlens-train pairs).")
+@click.option("--tiny", is_flag=True, help="The same code in seconds, to see whether it runs; learns nothing.")
+@click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's train.steps.")
+@click.option("--seed", type=click.IntRange(0), help="Instead of the recipe's seed.")
+@click.option("--until", type=click.IntRange(1), help="Stop after this step as if interrupted.")
+@click.option("--workers", type=click.IntRange(1), help="Processes that draw the specimens; default: one a core.")
+def fit(
+    config: Path,
+    out: Path,
+    resume: bool,
+    init: Path | None,
+    data: Path | None,
+    tiny: bool,
+    steps: int | None,
+    seed: int | None,
+    until: int | None,
+    workers: int | None,
+) -> None:
+    """Train as CONFIG says: a TOML file, or a name from `superlens-train configs`.
+
+    Leaves DIR/best.safetensors (for superlens-export convert), last.safetensors, log.csv, samples/ and tensorboard/.
+    Ctrl-C saves the state first. Several processes: torchrun --nproc-per-node N -m models fit ...
+    """
+    with _one_clear_error():
+        recipe = _changed(read_recipe(config), data, tiny, steps, seed)
+        from models.train import fit as train
+
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        print(train(recipe, out, resume=resume, init=init, workers=workers, until=until, stop=stop))
+
+
+def _changed(recipe: Recipe, data: Path | None, tiny: bool, steps: int | None, seed: int | None) -> Recipe:
+    if data is not None:
+        recipe = recipe.with_pairs(data)
+    if tiny:
+        recipe = recipe.tiny()
+    if steps is not None:
+        recipe = recipe.having("train", steps=steps)
+    return recipe if seed is None else recipe.model_copy(update={"seed": seed})
+
+
+@contextmanager
+def _one_clear_error() -> Iterator[None]:
+    """What went wrong in one line: exit 2 where the call or its files are wrong, 1 where the run failed."""
     try:
-        recipe = read_recipe(config)
-        if steps is not None:
-            recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
-        if scenes is not None:
-            recipe = recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update={"count": scenes})})
-        if seed is not None:
-            recipe = recipe.model_copy(update={"seed": seed})
-        try:
-            from models.train import fit as train
-        except ModuleNotFoundError as exc:
-            raise ModelsError(
-                f"training needs {exc.name}, which is not installed: pip install 'superlens[train]'"
-            ) from exc
-        print(train(recipe, out, workers=workers))
+        yield
+    except ModuleNotFoundError as exc:
+        click.echo(f"error: this needs {exc.name}, which is not installed: pip install 'superlens[train]'", err=True)
+        raise SystemExit(2) from exc
     except (ModelsError, OSError) as exc:
         click.echo(f"error: {exc}", err=True)
-        raise SystemExit(1 if isinstance(exc, DivergedError | OSError) else 2) from exc
+        raise SystemExit(1 if isinstance(exc, CheckpointError | DivergedError | OSError) else 2) from exc
 
 
 if __name__ == "__main__":

@@ -1,34 +1,94 @@
-"""Training, read from top to bottom: a bank of specimens, an endless stream of crops, one loop."""
+"""The loop that trains every system, read from top to bottom: draw, step, average, validate, save, resume.
+
+What is learned stands in the rooms: a `Trainee` has the networks, draws the crops and takes one step. Nothing in a
+step depends on what was before it except through the networks and their optimisers: crops are drawn by (seed, step,
+number), and torch is seeded by (seed, step, rank). So a run that was cut off goes on exactly, and the processes of
+`torchrun` share one batch exactly.
+"""
 
 from __future__ import annotations
 
 import copy
-import csv
 import logging
 import math
+import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
 
-from models import metrics
-from models.checkpoint import save_checkpoint
-from models.enhance.data import Image, Pair, batches, pairs, scenes
-from models.enhance.networks import RTNetG, build, parameter_count
-from models.errors import DivergedError
-from models.losses import enhancement_loss
-from models.recipe import Recipe
+from models.checkpoint import (
+    State,
+    load_state,
+    load_weights,
+    save_checkpoint,
+    save_state,
+    save_tensors,
+)
+from models.errors import CheckpointError, DivergedError, RecipeError
+from models.network import Network, parameter_count
+from models.recipe import Recipe, TrainSection
+from models.runlog import RunLog
+from models.systems import SYSTEMS, imported
 
 log = logging.getLogger(__name__)
 
+Image = NDArray[np.float32]
+Batch = dict[str, Tensor]
+# update(optimizer's name, loss): one step of that optimiser; gives the loss as a number.
+Update = Callable[[str, Tensor], float]
 
-def fit(recipe: Recipe, out: Path, *, workers: int | None = None) -> Path:
+# Drawn ahead of the step that needs them, in one other thread.
+_AHEAD = 4
+
+
+class Trainee(Protocol):
+    """A system in training.
+
+    `nets["net"]` is the network that is exported; the others (discriminators, image pools) only train it. Whatever
+    changes from step to step is in the state of `nets` and `optimizers`: these are saved and restored.
+    """
+
+    nets: nn.ModuleDict
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    def prepare(self, *, workers: int | None) -> None:
+        """Draw the bank of specimens and the validation set: the slow part."""
+
+    def draw(self, step: int, crops: range) -> dict[str, Image]:
+        """The crops with these numbers of this step; depends on the seed, the step and the number only."""
+
+    def train_step(self, batch: Batch, step: int, update: Update) -> dict[str, float]:
+        """One step of every optimiser; what it returns is logged."""
+
+    def validate(self, net: Network) -> dict[str, float]:
+        """Figures of the averaged network; the first decides which checkpoint is best, higher is better."""
+
+    def pictures(self, net: Network) -> Image:
+        """A sheet of samples, (h, w) or (h, w, 3) in 0..1."""
+
+
+def fit(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    init: Path | None = None,
+    workers: int | None = None,
+    until: int | None = None,
+    stop: threading.Event | None = None,
+) -> Path:
     """Train as the recipe says.
 
     Parameters
@@ -36,129 +96,236 @@ def fit(recipe: Recipe, out: Path, *, workers: int | None = None) -> Path:
     recipe
         Everything that decides the result; on one machine the same recipe gives the same weights.
     out
-        Folder for ema.safetensors (the result, also saved at every validation), last.safetensors and log.csv.
+        Folder for best.safetensors and last.safetensors (the averaged network), state.safetensors (to resume from),
+        log.csv, samples/ and tensorboard/.
+    resume
+        Go on from out/state.safetensors: the result is that of a run that was never interrupted.
+    init
+        A bundle folder or checkpoint whose weights the network starts from.
     workers
         Processes that draw the specimens; None is one a core. Has no influence on the result.
+    until
+        Stop after this step as if interrupted.
+    stop
+        Ends the run after the step it is set in, with its state saved.
 
     Returns
     -------
-    The path of ema.safetensors.
+    The path of best.safetensors.
 
     Raises
     ------
     DivergedError
-        The loss is not a number any more.
+        A loss is not a number any more; the batch is saved as diverged.safetensors.
+    CheckpointError
+        There is nothing to resume, something that `resume` should not overwrite, or no room to save.
     """
+    with _Ranks() as ranks:
+        return _fit(recipe, out, ranks, resume, init, workers, until, stop or threading.Event())
+
+
+def _fit(
+    recipe: Recipe,
+    out: Path,
+    ranks: _Ranks,
+    resume: bool,
+    init: Path | None,
+    workers: int | None,
+    until: int | None,
+    stop: threading.Event,
+) -> Path:
     t = recipe.train
+    state_path = out / "state.safetensors"
+    if state_path.is_file() and not resume:
+        raise CheckpointError(f"{out} holds a run already; go on with --resume, or give another --out")
     torch.manual_seed(recipe.seed)
-    net = build(recipe.network.name, recipe.network.options).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stub knows no memory_format alone
+    trainee: Trainee = imported(SYSTEMS[recipe.task].trainee)(recipe)
+    net = trainee.nets["net"]
+    assert isinstance(net, Network)  # noqa: S101  # the contract of a trainee
+    if init is not None:
+        load_weights(net, init)
     ema = copy.deepcopy(net).requires_grad_(False)
-    optimizer = torch.optim.Adam(net.parameters(), lr=t.learning_rate)
-    validation = pairs(
-        recipe.data,
-        images_per_family=recipe.validation.images_per_family,
-        side_px=recipe.validation.side_px,
-        seed=recipe.seed + 1_000_000,
-    )
+    state = State(step=0, best=None, stale=0)
+    if resume:
+        state = load_state(state_path, trainee.nets, ema, trainee.optimizers)
     started = time.perf_counter()
-    bank = scenes(
-        recipe.data, count=recipe.scenes.count, side_px=recipe.scenes.side_px, seed=recipe.seed, workers=workers
-    )
+    trainee.prepare(workers=workers)
     log.info(
-        "%s: %d parameters, %d specimens drawn in %.1f s",
-        recipe.name, parameter_count(net.fused()), len(bank.truth), time.perf_counter() - started,
+        "%s: %d parameters in use, %d in training; specimens drawn in %.1f s",
+        recipe.name, parameter_count(net.fused()), parameter_count(trainee.nets), time.perf_counter() - started,
     )  # fmt: skip
-    stream = batches(bank, recipe.data, crops=t.crops, crop_px=t.crop_px, seed=recipe.seed)
+    trainee.nets.train()
 
-    out.mkdir(parents=True, exist_ok=True)
-    bar = click.progressbar(
-        length=t.steps, label=recipe.name, file=sys.stderr, show_pos=True, item_show_func=lambda text: text
-    )
-    # The next batches are drawn while the network works; one thread, so that their order is the seed's.
+    crops = ranks.share(t.crops)
+    last = min(t.steps, until or t.steps)
     with (
-        (out / "log.csv").open("w", newline="") as file,
+        RunLog(out, resumed_at=state.step if resume else None, writes=ranks.first) as run_log,
         ThreadPoolExecutor(1, "batches") as drawer,
-        bar,
+        click.progressbar(
+            length=t.steps,
+            label=recipe.name,
+            file=sys.stderr,
+            show_pos=True,
+            item_show_func=str,
+            hidden=not ranks.first,
+        ) as bar,
     ):
-        table = csv.writer(file)
-        table.writerow(
-            ["step", "loss", "validation_psnr_db", "validation_psnr_corrected_db", "learning_rate", "time_s"]
-        )
-        ahead = deque(drawer.submit(next, stream) for _ in range(4))
-        recent = deque[float](maxlen=t.log_every)
-        for step in range(1, t.steps + 1):
-            image, truth = (torch.from_numpy(part) for part in ahead.popleft().result())  # (n, 1, crop, crop)
-            ahead.append(drawer.submit(next, stream))
-            rate = learning_rate(step, peak=t.learning_rate, warmup=t.warmup_steps, steps=t.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast("cpu", torch.bfloat16, enabled=t.precision == "bf16"):
-                output = net(image.contiguous(memory_format=torch.channels_last))
-            loss = enhancement_loss(output.float(), truth, gradient_weight=t.gradient_weight, epsilon=t.epsilon)
-            recent.append(loss.item())
-            if not math.isfinite(recent[-1]):
-                raise DivergedError(
-                    f"the loss is {recent[-1]} at step {step} of {t.steps} with a learning rate of {rate:.2g};"
-                    ' lower train.learning_rate or train.clip, or set train.precision = "fp32"'
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(net.parameters(), t.clip)
-            optimizer.step()
-            with torch.no_grad():
-                # Early on the average is short, so that it forgets the random start.
-                keep = min(t.ema, step / (step + 10))
-                for average, value in zip(ema.parameters(), net.parameters(), strict=True):
-                    average.lerp_(value, 1 - keep)
+        bar.update(state.step)
+        ahead = deque(drawer.submit(trainee.draw, state.step + n, crops) for n in range(1, _AHEAD + 1))
+        for step in range(state.step + 1, last + 1):
+            batch = {name: torch.from_numpy(part) for name, part in ahead.popleft().result().items()}
+            ahead.append(drawer.submit(trainee.draw, step + _AHEAD, crops))
+            torch.manual_seed(_step_seed(recipe.seed, step, ranks.rank))
+            try:
+                losses = trainee.train_step(batch, step, _update(trainee, t, step, ranks))
+            except DivergedError:
+                save_tensors(out / "diverged.safetensors", batch, {"step": step, "recipe": recipe.name})
+                raise
+            _average(ema, net, keep=min(t.ema, step / (step + 10)))
+            run_log.losses(losses)
 
+            interrupted = ranks.any(stop.is_set()) or step == last < t.steps
             judged = step % recipe.validation.every == 0 or step == t.steps
+            if judged and ranks.first:
+                figures = trainee.validate(ema.eval())
+                figure = next(iter(figures.values()))
+                better = state.best is None or figure > state.best
+                if better:
+                    save_checkpoint(out / "best.safetensors", ema, recipe, step)
+                save_checkpoint(out / "last.safetensors", ema, recipe, step)
+                state = State(step, figure if better else state.best, 0 if better else state.stale + 1)
+                run_log.validation(step, figures, trainee.pictures(ema))
             if judged or step % t.log_every == 0:
-                mean = sum(recent) / len(recent)
-                validated = ["", ""]
-                if judged:
-                    validated = [f"{figure:.3f}" for figure in validate(ema, validation)]
-                    save_checkpoint(out / "ema.safetensors", ema, recipe, step)
-                table.writerow([step, f"{mean:.6f}", *validated, f"{rate:.3g}", f"{time.perf_counter() - started:.1f}"])
-                file.flush()
-                bar.update(0, f"loss {mean:.4f} {' / '.join(validated)}")
-            bar.update(1)
-    save_checkpoint(out / "last.safetensors", net, recipe, t.steps)
-    return out / "ema.safetensors"
+                run_log.row(step, learning_rate(step, t), time.perf_counter() - started)
+            if (judged or interrupted) and ranks.first:
+                state = state._replace(step=step)
+                save_state(state_path, trainee.nets, ema, trainee.optimizers, state)
+            bar.update(1, run_log.summary)
+            if interrupted:
+                log.info("stopped after step %d of %d; go on with --resume", step, t.steps)
+                break
+            if judged and ranks.any(bool(t.early_stop) and state.stale >= t.early_stop):
+                log.info("stopped early at step %d: no better figure in %d validations", step, t.early_stop)
+                break
+    return out / "best.safetensors"
 
 
-def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
-    """Linear warm-up to `peak`, then a cosine down to a hundredth of it at the last step.
+def learning_rate(step: int, t: TrainSection) -> float:
+    """The learning rate of a step: linear warm-up to the peak, then the schedule (`TrainSection`).
 
     Examples
     --------
-    >>> [round(learning_rate(step, peak=1.0, warmup=10, steps=110), 3) for step in (1, 10, 60, 110)]
+    >>> t = TrainSection(steps=110, crops=1, crop_px=64, learning_rate=1, warmup_steps=10, clip=1, ema=0,
+    ...                  precision="fp32")
+    >>> [round(learning_rate(step, t), 3) for step in (1, 10, 60, 110)]
     [0.1, 1.0, 0.505, 0.01]
+    >>> tail = t.model_copy(update={"schedule": "tail"})
+    >>> [round(learning_rate(step, tail), 3) for step in (10, 60, 85, 109)]
+    [1.0, 1.0, 0.52, 0.04]
     """
-    if step <= warmup:
-        return peak * step / warmup
-    done = (step - warmup) / max(steps - warmup, 1)
-    return peak * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+    if step <= t.warmup_steps:
+        return t.learning_rate * step / t.warmup_steps
+    done = (step - t.warmup_steps) / max(t.steps - t.warmup_steps, 1)
+    if t.schedule == "constant":
+        return t.learning_rate
+    if t.schedule == "tail":
+        # Of the steps that are left, one more than none: the last step still learns.
+        ends = t.steps - t.warmup_steps
+        return t.learning_rate * min(1.0, (ends * (1 - done) + 1) / (ends / 2))
+    return t.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
 
-def infer_with(net: RTNetG) -> Callable[[Image], Image]:
-    """The network as a function of one picture (h, w) in 0..1, for `models.enhance.evaluate`."""
-
-    def infer(image: Image) -> Image:
-        with torch.inference_mode():
-            return np.asarray(net(torch.from_numpy(np.ascontiguousarray(image))[None, None])[0, 0].numpy())
-
-    return infer
+def autocast(t: TrainSection) -> AbstractContextManager[None]:
+    """bfloat16 inside where the recipe asks for it; needs no loss scaling, its range is that of float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=t.precision == "bf16")
 
 
-def validate(net: RTNetG, validation: list[Pair]) -> tuple[float, float]:
-    """(psnr_db, psnr_corrected_db) of the fused network, mean over the validation images that show something."""
-    # After the oracle's correction an empty picture is perfect, and would swamp the mean.
-    validation = [pair for pair in validation if np.ptp(pair.truth) > 0]
-    infer = infer_with(net.fused())
-    outputs = [infer(pair.image) for pair in validation]
-    return tuple(  # type: ignore[return-value]  # two functions, two figures
-        float(
-            np.mean([judge(a, pair.truth, border_px=net.halo_px) for a, pair in zip(outputs, validation, strict=True)])
-        )
-        for judge in (metrics.psnr_db, metrics.psnr_corrected_db)
-    )
+def _update(trainee: Trainee, t: TrainSection, step: int, ranks: _Ranks) -> Update:
+    rate = learning_rate(step, t)
+
+    def update(name: str, loss: Tensor) -> float:
+        value = ranks.mean(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the {name} loss is {value} at step {step} of {t.steps} with a learning rate of {rate:.2g};"
+                ' lower train.learning_rate or train.clip, or set train.precision = "fp32"; the batch is saved beside'
+                " the checkpoints"
+            )
+        optimizer = trainee.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        ranks.average([weight.grad for weight in weights])
+        torch.nn.utils.clip_grad_norm_(weights, t.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        ranks.average_statistics(trainee.nets)
+        return value
+
+    return update
+
+
+@torch.no_grad()
+def _average(ema: Network, net: Network, *, keep: float) -> None:
+    """Exponential moving average; early on it is short, so that it forgets the random start."""
+    for average, value in zip(ema.parameters(), net.parameters(), strict=True):
+        average.lerp_(value, 1 - keep)
+    # Running statistics are averages already.
+    for kept, seen in zip(ema.buffers(), net.buffers(), strict=True):
+        kept.copy_(seen)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+
+
+class _Ranks:
+    """The processes of `torchrun`, or one: gradients and losses are means over them, rank 0 writes."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.first = self.rank == 0
+
+    def __enter__(self) -> _Ranks:
+        if self.size > 1:
+            distributed.init_process_group("gloo")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.size > 1:
+            distributed.destroy_process_group()
+
+    def share(self, crops: int) -> range:
+        """The numbers of the crops that are this process's."""
+        if crops % self.size:
+            raise RecipeError(
+                f"train.crops is {crops}, which {self.size} processes cannot share; make it a multiple of them"
+            )
+        each = crops // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes; one message for all of them."""
+        if self.size > 1 and tensors:
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            distributed.all_reduce(flat)
+            flat /= self.size
+            for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def average_statistics(self, nets: nn.Module) -> None:
+        """Batch norms have seen different crops in each process; inference needs one answer."""
+        if self.size > 1:
+            norms = [module for module in nets.modules() if isinstance(module, nn.BatchNorm2d)]
+            self.average([part for n in norms for part in (n.running_mean, n.running_var) if part is not None])
+
+    def mean(self, value: Tensor) -> float:
+        """The mean over the processes."""
+        values = value.float().reshape(1).clone()
+        self.average([values])
+        return float(values)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        return self.mean(torch.tensor(float(flag))) > 0
