@@ -287,7 +287,9 @@ def _start_viewer(daemon: Daemon, closing: ExitStack) -> int:
     """A process that reads /video; its id."""
     from edge.web import create_app, serve
 
-    app = create_app(daemon.board, submit=lambda request: None, stop=daemon.stop, snapshot=daemon.snapshot)
+    app = create_app(
+        daemon.board, submit=lambda request: None, stop=daemon.stop, show=daemon.show, snapshot=daemon.snapshot
+    )
     server = serve(app, host="127.0.0.1", port=0, threads=4)
     server.start()
     closing.callback(server.close)

@@ -16,6 +16,8 @@ else:
     import tomli as tomllib
 
 DEFAULT_FIELD_UM = 16.0
+PIXEL_SIZE_TOLERANCE = 0.10
+"""How far a camera's pixel may be from the one the model was trained for before the result means nothing."""
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
@@ -44,19 +46,27 @@ class CameraConfig(_Section):
 
 
 class OpticsConfig(_Section):
-    """What the simulated camera looks through. The default is a 57 um BaTiO3 glass sphere in water."""
+    """What the simulated camera looks through. The default is a 57 um BaTiO3 glass sphere in water.
 
+    A section with any key in it is taken at its word. Without one, the microscope is the one that the model was trained
+    for: see `edge.cameras.microscope`.
+    """
+
+    microscope: Literal["sphere", "objective"] = "sphere"  # objective: by itself, without a sphere
     sphere_diameter_um: Annotated[float, Field(ge=2, le=500)] = 57.0
     sphere_index: Annotated[float, Field(ge=1.3, le=2.5)] = 1.9
     medium_index: Annotated[float, Field(ge=1.0, le=1.8)] = 1.33
     wavelength_nm: Annotated[float, Field(ge=200, le=2000)] = 550.0
     effective_na: Annotated[float, Field(gt=0, le=2)] | None = None  # replaces the traced PSF by an Airy pattern
+    objective_na: Annotated[float, Field(ge=0.01, le=1.6)] = 0.55
+    objective_magnification: Annotated[float, Field(ge=1, le=200)] = 50.0
+    camera_pixel_um: Annotated[float, Field(ge=0.5, le=50)] = 6.5
 
 
 class SpecimenConfig(_Section):
     """What lies under the simulated sphere."""
 
-    path: Path | None = None  # any image file; None: the demonstration specimen
+    path: Path | None = None  # any image file; None: a demonstration specimen, pollen under an objective by itself
     pixel_size_nm: Annotated[float, Field(gt=0, le=100_000)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -121,6 +131,7 @@ class EngineConfig(_Section):
     backend: Literal["openvino", "onnxruntime"] = "openvino"
     precision: Literal["fp32"] = "fp32"  # of the model file; the arithmetic of the back end is `hint`
     hint: Literal["auto", "bf16", "f32"] = "auto"  # auto: bf16 where the processor has it, else f32
+    show: str | None = None  # which of the model's outputs is on view and goes into scans; None: its first
 
 
 class PreviewConfig(_Section):

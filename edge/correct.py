@@ -60,10 +60,12 @@ class Undistortion:
         return 1 + np.interp(at_um, radius_um, relative)
 
     def apply(self, tile: NDArray[Any]) -> NDArray[Any]:
-        """The corrected tile, (:attr:`side_px`, :attr:`side_px`), same dtype, by cubic splines.
+        """The corrected tile, (:attr:`side_px`, :attr:`side_px`) or with colours, same dtype, by cubic splines.
 
         Splines overshoot at sharp edges by a few counts; what would leave the dtype's range saturates.
         """
+        if tile.ndim == 3:
+            return np.stack([self.apply(tile[..., colour]) for colour in range(tile.shape[2])], axis=2)
         values = ndimage.map_coordinates(tile.astype(np.float32), self._coordinates, order=3, mode="nearest")
         limits = np.iinfo(tile.dtype)
         return np.asarray(np.rint(values).clip(limits.min, limits.max), tile.dtype)

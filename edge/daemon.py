@@ -1,7 +1,7 @@
 """The daemon: opens the instrument, runs one job at a time, keeps the status board true, and stops cleanly.
 
 Threads: the caller of :meth:`Daemon.wait` (heartbeat), "job" (infer, one at a time), "acquire" (inside a job), and the
-web workers, which only read the board and call :meth:`start_live`, :meth:`stop` and :meth:`snapshot`.
+web workers, which only read the board and call :meth:`start_live`, :meth:`stop`, :meth:`show` and :meth:`snapshot`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from edge import pipeline
 from edge.config import Config
 from edge.errors import BusyError, EdgeError
 from edge.instrument import Instrument, open_instrument
-from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, plan_scan, scan_job
+from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, plan_scan, save_shot, scan_job
 from edge.observe import observe, observe_stage, utc_now, warnings
-from edge.ometiff import write_ome_tiff
 from edge.scan import ScanPlan
 from edge.status import Problem, RunState, Severity, StageStatus, Status, StatusBoard
 from firmware_bridge.errors import FirmwareError, StoppedError
@@ -95,9 +94,11 @@ class Daemon:
         self._start_error = None
         self._problems.pop("stage", None)
         simulated = ", ".join(self.instrument.simulated)
+        microscope = self.instrument.camera.microscope
         log.info(
-            "instrument open: %s, %s on %s %s%s",
+            "instrument open: %s%s, %s on %s %s%s",
             self.instrument.camera.name,
+            f" behind a {microscope}" if microscope else "",
             self.instrument.engine.manifest.name,
             self.instrument.engine.backend,
             self.instrument.engine.precision,
@@ -164,7 +165,7 @@ class Daemon:
             self.beat()
 
     def snapshot(self) -> list[Path]:
-        """Save raw and enhanced of the next frame, with metadata; the two paths.
+        """Save raw and every output of the next frame, with metadata; the paths, raw first.
 
         Raises
         ------
@@ -175,31 +176,27 @@ class Daemon:
         if instrument is None or job is None or not job.running:
             raise EdgeError("Nothing is live, so there is nothing to save. Start the live view first.")
         shot = job.snapshot.take(timeout_s=SNAPSHOT_TIMEOUT_S)
-        folder = self.data_dir / "snapshots"
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-        mark = "_SIMULATED" if instrument.simulated else ""
-        facts = {**instrument.facts(), "frame": shot.index, "taken_utc": stamp}
-        enhanced = f"enhanced by {instrument.engine.manifest.name}, not raw data"
-        paths = []
-        if instrument.field is not None:
-            facts["field_um"] = self.config.sphere.field_um
-            facts["field_centre_px"] = self.config.sphere.centre_px or "middle"
-            facts["field_note"] = "enhanced pixels outside the sphere's field mean nothing"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for kind, pixels, channel in (("raw", shot.raw, "raw"), ("enhanced", shot.enhanced, enhanced)):
-                path = folder / f"{stamp}_{kind}{mark}.ome.tif"
-                write_ome_tiff(
-                    path,
-                    pixels,
-                    channels=(channel,),
-                    pixel_size_nm=instrument.pixel_size_nm,
-                    facts={**facts, "kind": kind},
-                )
-                paths.append(path)
-        except OSError as exc:
-            raise EdgeError(f"The snapshot could not be written to {folder}: {exc}.") from exc
-        return paths
+        return save_shot(instrument, shot, self.data_dir / "snapshots")
+
+    def show(self, output: str) -> None:
+        """Put another output of the model on view; a scan that runs goes on with the one it began with.
+
+        Raises
+        ------
+        BusyError
+            The instrument is not open, so nobody knows its outputs.
+        ConfigError
+            The model has no such output.
+        """
+        instrument = self.instrument
+        if instrument is None:
+            raise BusyError("The instrument is not open, so there is nothing to choose from. Start it first.")
+        instrument.show(output)
+        # An instrument that has to be opened anew shows the same again.
+        engine = self.config.engine.model_copy(update={"show": output})
+        self.config = self.config.model_copy(update={"engine": engine})
+        log.info("on view: %s", output)
+        self.beat()
 
     @property
     def data_dir(self) -> Path:

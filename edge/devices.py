@@ -17,8 +17,9 @@ class Camera(Protocol):
     """A source of frames that fills memory it is given.
 
     ``shape`` is (height, width) in px; ``bit_depth`` gives full scale, 2**bit_depth - 1 counts.
-    ``frame_time_s`` is None where nothing paces the frames. ``distortion`` is what a simulated camera knows of its own
-    optics, as in ``[sphere] distortion``; None elsewhere. ``lossless``: the source waits for its reader (a replay).
+    ``frame_time_s`` is None where nothing paces the frames. ``microscope`` (in words) and ``distortion`` (as in
+    ``[sphere] distortion``) are what a simulated camera knows of its own optics; None elsewhere. ``lossless``: the
+    source waits for its reader (a replay).
     """
 
     name: str
@@ -28,6 +29,7 @@ class Camera(Protocol):
     shutter: Literal["global", "rolling"]
     pixel_size_nm: float | None
     frame_time_s: float | None
+    microscope: str | None
     distortion: tuple[tuple[float, float], ...] | None
     simulated: bool
     lossless: bool

@@ -61,19 +61,14 @@ class Frame:
 class Tile:
     """What the engine made of one frame.
 
-    ``outputs`` by name, the first is the one shown. The arrays belong to the engine and are valid until its next call:
-    copy what you keep.
+    ``outputs`` by name, (height, width) or in colour (height, width, 3). The arrays belong to the engine and are valid
+    until its next call: copy what you keep.
     """
 
     outputs: Mapping[str, NDArray[Any]]
     index: int
     position_um: PositionUm | None = None
     ledger: Ledger = Ledger()
-
-    @property
-    def shown(self) -> NDArray[Any]:
-        """The first output: the enhanced image, (height, width)."""
-        return next(iter(self.outputs.values()))
 
 
 @dataclass(frozen=True, slots=True)

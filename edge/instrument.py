@@ -12,23 +12,26 @@ from numpy.typing import NDArray
 
 from edge import __version__
 from edge.cameras import open_camera
+from edge.cameras.microscope import fitted
 from edge.config import Config
 from edge.devices import Camera, Engine, Trigger
-from edge.engine import check_pixel_size, find_bundle, load_engine
+from edge.engine import check_pixel_size, find_bundle, load_engine, manifest_of
 from edge.errors import ConfigError
 from edge.frames import FramePool
 from edge.pipeline import SLOTS
 from edge.sinks import field_disc
+from export.manifest import Manifest
 from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
 from firmware_bridge.trigger import SimulatedTriggerLine, open_trigger
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Instrument:
     """Everything a job needs. ``stage`` and ``trigger`` are None where frames are replayed.
 
-    ``simulated`` names the simulated parts; ``field`` is the sphere's disc in the frame, None when the pixel size is
-    unknown or no field is marked.
+    ``config`` is the one it was opened with, the simulated microscope fitted to the model. ``simulated`` names the
+    simulated parts; ``field`` is the sphere's disc in the frame, None when the pixel size is unknown or no field is
+    marked. ``shown`` is the model's output that is on view: the one thing here that changes, by :meth:`show`.
     """
 
     config: Config
@@ -39,7 +42,18 @@ class Instrument:
     trigger: Trigger | None
     simulated: tuple[str, ...]
     field: NDArray[np.bool_] | None
+    shown: str
     _closing: ExitStack
+
+    def show(self, output: str) -> None:
+        """Put another output of the model on view, from the next picture on. From any thread.
+
+        Raises
+        ------
+        ConfigError
+            The model has no such output.
+        """
+        self.shown = _output(self.engine.manifest, output)
 
     @property
     def pixel_size_nm(self) -> float | None:
@@ -51,6 +65,7 @@ class Instrument:
         return {
             "simulated": list(self.simulated) or False,
             "camera": self.camera.name,
+            "microscope": self.camera.microscope or "unknown",
             "bit_depth": self.camera.bit_depth,
             "stage": None if self.stage is None else self.stage.identity,
             "model": self.engine.manifest.name,
@@ -78,6 +93,9 @@ def open_instrument(config: Config) -> Instrument:
         A part does not answer; whatever was opened before it is closed again.
     """
     bundle = find_bundle(config.engine.model)
+    manifest = manifest_of(bundle, config.engine.precision)
+    shown = _output(manifest, config.engine.show or manifest.output_names[0])
+    config = fitted(config, manifest)
     with ExitStack() as closing:
         stage = _open_stage(config)
         if stage is not None:
@@ -117,8 +135,16 @@ def open_instrument(config: Config) -> Instrument:
             trigger,
             tuple(simulated),
             _field(config, camera),
+            shown,
             closing.pop_all(),
         )
+
+
+def _output(manifest: Manifest, name: str) -> str:
+    if name not in manifest.output_names:
+        names = ", ".join(manifest.output_names)
+        raise ConfigError(f"{manifest.name} has no output {name!r}. Choose one of: {names}.")
+    return name
 
 
 def _open_stage(config: Config) -> PztStage | None:

@@ -1,4 +1,7 @@
-"""The two jobs of the instrument: a live view and a scan. Each runs in the "job" thread until it ends or is stopped."""
+"""The two jobs of the instrument, a live view and a scan, and saving a snapshot of either.
+
+A job runs in the "job" thread until it ends or is stopped.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +17,13 @@ from pydantic import ValidationError
 
 from edge import pipeline
 from edge.devices import Camera, FrameSink
-from edge.errors import ConfigError
+from edge.errors import ConfigError, EdgeError
 from edge.instrument import Instrument
 from edge.meter import FlowMeter
+from edge.ometiff import enhanced_kind, enhanced_words, write_ome_tiff
 from edge.recorder import ScanRecorder
 from edge.scan import ScanPlan, acquire, inscribed_square_um
-from edge.sinks import PreviewSink, SnapshotSink
+from edge.sinks import PreviewSink, Shot, SnapshotSink
 from edge.status import RunState, StatusBoard
 from edge.stitch import camera_from_stage, crop_square
 
@@ -75,28 +80,30 @@ def live_job(instrument: Instrument, board: StatusBoard, *, frames: int | None =
 
 
 def plan_scan(instrument: Instrument, *, region_um: tuple[float, float], overlap: float, settle_s: float) -> ScanPlan:
-    """A plan for this instrument: tiles are the inscribed square of the field, x and y centred on the stage's travel.
+    """A plan for this instrument: tiles are the inscribed square of the field (without a field, the frame's largest
+    square), x and y centred on the stage's travel.
 
     z stays where it is: at the distance from the sphere that somebody chose.
 
     Raises
     ------
     ConfigError
-        There is no stage, no known pixel size or no field; a value is out of bounds; the region does not fit the
-        travel, or the tile not the frame.
+        There is no stage or no known pixel size; a value is out of bounds; the region does not fit the travel, or the
+        tile not the frame.
     FirmwareError
         The stage does not say where it is.
     """
     if instrument.stage is None:
         raise ConfigError("A replay has no stage to scan with. Use the simulated camera, or a real one.")
+    if instrument.pixel_size_nm is None:
+        raise ConfigError("A scan needs the pixel size (--pixel-size-nm), to know its tiles.")
     field_um = instrument.config.sphere.field_um
-    if instrument.pixel_size_nm is None or field_um is None:
-        raise ConfigError("A scan needs the pixel size (--pixel-size-nm) and [sphere] field_um, to know its tiles.")
+    frame_um = min(instrument.camera.shape) * instrument.pixel_size_nm / 1e3
     try:
         plan = ScanPlan(
             region_um=region_um,
             centre_um=instrument.stage.limits_um.centre._replace(z=instrument.stage.target_um().z),
-            tile_um=inscribed_square_um(field_um),
+            tile_um=frame_um if field_um is None else inscribed_square_um(field_um),
             overlap=overlap,
             settle_s=settle_s,
         )
@@ -115,11 +122,13 @@ def plan_scan(instrument: Instrument, *, region_um: tuple[float, float], overlap
 
 def tile_side_px(plan: ScanPlan, pixel_size_nm: float) -> int:
     """Whole pixels in a tile's side."""
-    return int(plan.tile_um * 1e3 / pixel_size_nm)
+    return int(plan.tile_um * 1e3 / pixel_size_nm + 1e-6)  # a whole number must not lose one by rounding
 
 
 def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder: Path) -> Job:
     """A raster scan into ``folder``: lossless, and a gap is recorded as a gap.
+
+    It keeps the output that is on view when it begins, to its end.
 
     Raises
     ------
@@ -134,7 +143,7 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
     )
     if stage is None or trigger is None or pixel_size_nm is None:
         raise ConfigError("A scan needs a stage, a trigger and a known pixel size.")
-    sphere = instrument.config.sphere
+    sphere, manifest, output = instrument.config.sphere, instrument.engine.manifest, instrument.shown
     recorder = ScanRecorder(
         folder,
         plan,
@@ -142,6 +151,9 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
         centre_px=sphere.centre_px,
         pixel_size_nm=pixel_size_nm,
         a_px_per_um=camera_from_stage(pixel_size_nm, sphere.camera_from_stage_px_per_um),
+        output=output,
+        words=enhanced_words(manifest, output),
+        scale=manifest.scale,
         distortion=sphere.distortion if sphere.distortion is not None else camera.distortion,
         facts=instrument.facts(),
     )
@@ -179,12 +191,45 @@ def _frame_timeout_s(camera: Camera) -> float:
     return max(FRAME_TIMEOUT_S, 2 * (camera.frame_time_s or 0))
 
 
+def save_shot(instrument: Instrument, shot: Shot, folder: Path) -> list[Path]:
+    """Write raw and every output of one frame, each into a file of its own; the paths, raw first.
+
+    Raises
+    ------
+    EdgeError
+        The disk refuses.
+    """
+    manifest, sphere = instrument.engine.manifest, instrument.config.sphere
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+    mark = "_SIMULATED" if instrument.simulated else ""
+    facts = {**instrument.facts(), "frame": shot.index, "taken_utc": stamp}
+    if instrument.field is not None:
+        facts["field_um"] = sphere.field_um
+        facts["field_centre_px"] = sphere.centre_px or "middle"
+        facts["field_note"] = "enhanced pixels outside the sphere's field mean nothing"
+    files = [("raw", shot.raw, "raw", {"kind": "raw"}, 1)]
+    for name, pixels in shot.outputs.items():
+        what = {"kind": "enhanced", "output": name}
+        files.append((enhanced_kind(manifest, name), pixels, enhanced_words(manifest, name), what, manifest.scale))
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, pixels, words, what, scale in files:
+            size_nm = None if instrument.pixel_size_nm is None else instrument.pixel_size_nm / scale
+            paths.append(folder / f"{stamp}_{kind}{mark}.ome.tif")
+            write_ome_tiff(paths[-1], pixels, channels=(words,), pixel_size_nm=size_nm, facts={**facts, **what})
+    except OSError as exc:
+        raise EdgeError(f"The snapshot could not be written to {folder}: {exc}.") from exc
+    return paths
+
+
 def preview_sink(instrument: Instrument, board: StatusBoard, meter: FlowMeter) -> PreviewSink:
     """The live picture of this instrument on the board."""
     preview = instrument.config.preview
     return PreviewSink(
         board,
         meter,
+        show=lambda: instrument.shown,
         bit_depth=instrument.camera.bit_depth,
         fps=preview.fps,
         quality=preview.jpeg_quality,

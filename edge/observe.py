@@ -76,6 +76,7 @@ def observe(
     if job is not None and not job.running:
         # A rate that stays on view after frames stop is a lie.
         flow = flow.model_copy(update={"capture_fps": None, "inference_fps": None, "preview_fps": None})
+    sphere = config.sphere if instrument is None else instrument.config.sphere
     now_ns = time.monotonic_ns()
     return Status(
         name=config.box.name,
@@ -91,8 +92,8 @@ def observe(
         flow=flow,
         scan=None if job is None else _scan(job),
         pixel_size_nm=None if instrument is None else instrument.pixel_size_nm,
-        field_um=None if instrument is None or instrument.field is None else config.sphere.field_um,
-        field_centre_px=config.sphere.centre_px,
+        field_um=None if instrument is None or instrument.field is None else sphere.field_um,
+        field_centre_px=sphere.centre_px,
         rss_mb=rss_mb(),
         disk_free_mb=_disk_free_mb(data_dir),
         uptime_s=(now_ns - begun_ns) / 1e9,
@@ -149,6 +150,7 @@ def _camera(instrument: Instrument) -> CameraStatus:
         format=camera.format,
         bit_depth=camera.bit_depth,
         frame_time_s=camera.frame_time_s,
+        microscope=camera.microscope,
     )
 
 
@@ -157,6 +159,8 @@ def _engine(instrument: Instrument, job: Job | None) -> EngineStatus:
     return EngineStatus(
         model=manifest.name,
         task=manifest.task,
+        outputs=manifest.output_names,
+        shown=instrument.shown,
         trained_on=manifest.training_data,
         backend=instrument.engine.backend,
         precision=instrument.engine.precision,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ from PIL import Image
 from edge import __version__
 from edge.config import EngineConfig
 from edge.devices import Engine
-from edge.engine import check_pixel_size, check_shape, find_bundle, load_engine
+from edge.engine import check_pixel_size, check_shape, find_bundle, load_engine, manifest_of
 from edge.errors import ConfigError
 from edge.frames import FramePool
 from edge.images import IMAGE_SUFFIXES, Stack, list_images, open_stack
-from edge.ometiff import write_ome_tiff
+from edge.ometiff import enhanced_kind, enhanced_words, write_ome_tiff
 from export.manifest import Bundle, Manifest
 
 
@@ -34,7 +34,8 @@ def enhance_files(
 ) -> dict[str, Any]:
     """Enhance every image of ``sources`` (files, folders, stacks) into ``out/<name>_enhanced.ome.tif``.
 
-    Every source is opened and every name checked before the first result is written.
+    A model of several outputs makes a file of each, ``out/<name>_enhanced_<output>.ome.tif``. Every source is opened
+    and every name checked before the first result is written.
 
     Returns
     -------
@@ -46,7 +47,7 @@ def enhance_files(
         A source cannot be read or does not fit the model, a result exists already, or the pixel size is too far off.
     """
     bundle = find_bundle(engine.model)
-    manifest = bundle.manifest(engine.precision)
+    manifest = manifest_of(bundle, engine.precision)
     if pixel_size_nm is not None and not 0 < pixel_size_nm < np.inf:
         raise ConfigError(f"--pixel-size-nm is {pixel_size_nm:g}: expected a positive number of nm.")
     with ExitStack() as closing:
@@ -55,7 +56,7 @@ def enhance_files(
             stack = open_stack(path, bit_depth=bit_depth)
             closing.callback(stack.close)
             tasks.append(_task(stack, out, bundle, engine, pixel_size_nm, resample))
-        targets = [task.target for task in tasks]
+        targets = [target for task in tasks for target in task.targets.values()]
         for target in targets:
             if target.exists() or targets.count(target) > 1:
                 raise ConfigError(f"{target} exists, or two sources would write it. Choose another --out.")
@@ -69,7 +70,7 @@ def enhance_files(
 @dataclass(frozen=True, slots=True)
 class _Task:
     stack: Stack
-    target: Path
+    targets: Mapping[str, Path]  # a file for each output
     shape: tuple[int, int]  # as the network sees it
     pixel_size_nm: float | None  # of the result
 
@@ -78,7 +79,7 @@ def _task(
     stack: Stack, out: Path, bundle: Bundle, engine: EngineConfig, given_nm: float | None, resample: bool
 ) -> _Task:
     """Check all that can be wrong with one source, every frame included, before anything is written."""
-    manifest = bundle.manifest(engine.precision)
+    manifest = manifest_of(bundle, engine.precision)
     size_nm = given_nm if given_nm is not None else stack.origin.pixel_size_nm
     zoom = 1.0
     if resample:
@@ -92,7 +93,8 @@ def _task(
     check_shape(manifest, shape, what=str(stack.source))
     for index in range(stack.length):
         stack.read(index)
-    return _Task(stack, _target(out, stack), shape, None if size_nm is None else size_nm / zoom / manifest.scale)
+    targets = {name: _target(out, stack, enhanced_kind(manifest, name)) for name in manifest.output_names}
+    return _Task(stack, targets, shape, None if size_nm is None else size_nm / zoom / manifest.scale)
 
 
 def _run(tasks: Sequence[_Task], bundle: Bundle, manifest: Manifest, engine: EngineConfig) -> dict[str, Any]:
@@ -118,16 +120,25 @@ def _run(tasks: Sequence[_Task], bundle: Bundle, manifest: Manifest, engine: Eng
             "source_shape_px": stack.shape,
             "software": f"superlens {__version__}",
         }
-        pixels = np.stack([_enhance(runner, pool, stack.read(i), task.shape) for i in range(stack.length)])
-        label = f"enhanced by {manifest.name}, not raw data"
-        names = (label,) if stack.length == 1 else tuple(f"{label}, frame {i}" for i in range(stack.length))
-        write_ome_tiff(task.target, pixels, channels=names, pixel_size_nm=task.pixel_size_nm, facts=facts)
+        frames = [_enhance(runner, pool, stack.read(i), task.shape) for i in range(stack.length)]
+        for output, target in task.targets.items():
+            label = enhanced_words(manifest, output)
+            names = (label,) if stack.length == 1 else tuple(f"{label}, frame {i}" for i in range(stack.length))
+            write_ome_tiff(
+                target,
+                np.stack([frame[output] for frame in frames]),
+                channels=names,
+                pixel_size_nm=task.pixel_size_nm,
+                facts={**facts, "output": output},
+            )
+        first = manifest.output_names[0]
         images.append(
             {
                 "source": stack.source,
-                "enhanced": task.target,
+                "enhanced": task.targets[first],
+                "outputs": task.targets,
                 "frames": stack.length,
-                "shape_px": pixels.shape[1:],
+                "shape_px": frames[0][first].shape[:2],
                 "pixel_size_nm": task.pixel_size_nm,
                 "pixel_size": "known" if task.pixel_size_nm is not None else "pixel size unknown",
                 "simulated": stack.origin.simulated,
@@ -151,13 +162,13 @@ def _files(sources: Sequence[Path]) -> Iterator[Path]:
             yield source
 
 
-def _target(out: Path, stack: Stack) -> Path:
+def _target(out: Path, stack: Stack, kind: str) -> Path:
     stem = stack.source.name
     for suffix in (".ome.tif", ".ome.tiff", *IMAGE_SUFFIXES, ".npz"):
         if stem.lower().endswith(suffix):
             stem = stem[: -len(suffix)]
             break
-    return out / f"{stem}_enhanced.ome.tif"
+    return out / f"{stem}_{kind}.ome.tif"
 
 
 def _load(bundle: Bundle, engine: EngineConfig, key: tuple[Any, ...]) -> tuple[Engine, FramePool]:
@@ -174,11 +185,11 @@ def _load(bundle: Bundle, engine: EngineConfig, key: tuple[Any, ...]) -> tuple[E
     return runner, runner.allocate(1)
 
 
-def _enhance(runner: Engine, pool: FramePool, pixels: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+def _enhance(runner: Engine, pool: FramePool, pixels: NDArray[Any], shape: tuple[int, int]) -> dict[str, NDArray[Any]]:
     slot = pool.acquire(timeout_s=0)
     try:
         slot[:] = pixels if pixels.shape == shape else _resampled(pixels, shape)
-        return next(iter(runner.infer(slot).values())).copy()
+        return {name: output.copy() for name, output in runner.infer(slot).items()}
     finally:
         pool.release(slot)
 

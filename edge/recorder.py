@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from edge.errors import ConfigError, EdgeError
 from edge.frames import Frame, Tile
-from edge.ometiff import write_json, write_ome_tiff
+from edge.ometiff import Picture, write_json, write_ome_tiff, write_ome_tiffs
 from edge.scan import ScanPlan
 from edge.stitch import Mosaic, crop_square, place
 from firmware_bridge.pzt import PositionUm
-
-_CHANNEL = {"raw": "raw", "enhanced": "enhanced by {model}, not raw data"}
 
 
 class ScanRecorder:
@@ -26,12 +24,19 @@ class ScanRecorder:
     Every file on disk is whole. ``scan.json`` says ``"complete": false`` from the first moment until the last tile and
     the mosaic are there, so a scan that was cut off cannot look like a finished one.
 
+    The mosaic is one image of two channels. Where the enhanced one is in colour, or finer than the raw one, the file
+    holds two images instead, raw first, each on its own grid.
+
     Parameters
     ----------
     folder
         Must not exist, or be empty.
     side_px
-        Side of the square that is cropped from each frame around ``centre_px``.
+        Side of the square that is cropped from each frame around ``centre_px``, in pixels of the camera.
+    output, words
+        Which output of the model is kept, and what its channel is called.
+    scale
+        Pixels of the output per pixel of the camera, along a side.
     distortion
         Taken out of the mosaic, as in ``[sphere] distortion``; the tiles on the disk stay as they were seen.
     a_px_per_um
@@ -54,6 +59,9 @@ class ScanRecorder:
         centre_px: tuple[float, float] | None,
         pixel_size_nm: float,
         a_px_per_um: NDArray[np.float64],
+        output: str,
+        words: str,
+        scale: int = 1,
         distortion: tuple[tuple[float, float], ...] | None = None,
         facts: Mapping[str, Any],
     ) -> None:
@@ -72,7 +80,10 @@ class ScanRecorder:
         self._side_px, self._centre_px = side_px, centre_px
         self._pixel_size_nm, self._a = pixel_size_nm, a_px_per_um
         self._distortion = distortion
-        self._facts = dict(facts)
+        self._output = output
+        self._words = {"raw": "raw", "enhanced": words}
+        self._scale = {"raw": 1, "enhanced": scale}
+        self._facts = {**facts, "output": output}
         self._positions_um: list[PositionUm] = []
         self._position_errors_um: list[float] = []
         self._closed = False
@@ -108,12 +119,13 @@ class ScanRecorder:
         if frame.true_position_um is not None:
             record["true_position_um"] = frame.true_position_um
         try:
-            for kind, image in (("raw", frame.pixels), ("enhanced", tile.shown)):
+            for kind, image in (("raw", frame.pixels), ("enhanced", tile.outputs[self._output])):
+                scale = self._scale[kind]
                 write_ome_tiff(
                     self.folder / kind / name,
-                    crop_square(image, side_px=self._side_px, centre_px=self._centre_px),
-                    channels=(_CHANNEL[kind].format(**self._facts),),
-                    pixel_size_nm=self._pixel_size_nm,
+                    crop_square(image, side_px=self._side_px, centre_px=self._centre_px, scale=scale),
+                    channels=(self._words[kind],),
+                    pixel_size_nm=self._pixel_size_nm / scale,
                     facts={**self._facts, "kind": kind, **record},
                     position_um=(x_px * self._pixel_size_nm / 1e3, y_px * self._pixel_size_nm / 1e3),
                 )
@@ -145,23 +157,15 @@ class ScanRecorder:
         self._write_index(complete=self.complete)
 
     def _write_mosaic(self) -> None:
-        offsets_px = place(self._positions_um, self._a)
-        correct, side_px = self._correction()
-        channels = []
-        for kind in ("raw", "enhanced"):
-            mosaic: Mosaic | None = None
-            for number, record in enumerate(self.tiles):
-                pixels = tifffile.imread(self.folder / kind / record["file"])
-                mosaic = mosaic or Mosaic(offsets_px, (side_px, side_px), pixels.dtype)
-                mosaic.add(number, correct(pixels))
-            if mosaic is not None:
-                channels.append(mosaic.image())
+        raw, enhanced = (self._blended(kind) for kind in ("raw", "enhanced"))
+        pictures = [raw, enhanced]
+        if raw.pixels.shape == enhanced.pixels.shape:
+            both = np.stack([raw.pixels, enhanced.pixels])
+            pictures = [Picture(both, raw.channels + enhanced.channels, self._pixel_size_nm)]
         path = self.folder / "mosaic.ome.tif"
-        write_ome_tiff(
+        write_ome_tiffs(
             path,
-            np.stack(channels),
-            channels=tuple(_CHANNEL[kind].format(**self._facts) for kind in ("raw", "enhanced")),
-            pixel_size_nm=self._pixel_size_nm,
+            pictures,
             facts={
                 **self._facts,
                 "complete": self.complete,
@@ -171,14 +175,28 @@ class ScanRecorder:
         )
         self.mosaic_path = path
 
-    def _correction(self) -> tuple[Callable[[NDArray[Any]], NDArray[Any]], int]:
-        """What is done to each tile before it is blended, and the side it has then."""
+    def _blended(self, kind: str) -> Picture:
+        """All tiles of a kind in one image, on their own grid."""
+        scale = self._scale[kind]
+        offsets_px = place(self._positions_um, self._a * scale)
+        correct = self._correction(scale)
+        mosaic: Mosaic | None = None
+        for number, record in enumerate(self.tiles):
+            pixels = correct(tifffile.imread(self.folder / kind / record["file"]))
+            mosaic = mosaic or Mosaic(offsets_px, pixels.shape, pixels.dtype)
+            mosaic.add(number, pixels)
+        if mosaic is None:
+            raise EdgeError("There is no tile to make a mosaic of.")
+        return Picture(mosaic.image(), (self._words[kind],), self._pixel_size_nm / scale)
+
+    def _correction(self, scale: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """What is done to each tile before it is blended."""
         if self._distortion is None:
-            return lambda pixels: pixels, self._side_px
+            return lambda pixels: pixels
         from edge.correct import Undistortion  # scipy's filters, which a live view never needs
 
-        correction = Undistortion(self._distortion, side_px=self._side_px, pixel_size_nm=self._pixel_size_nm)
-        return correction.apply, correction.side_px
+        side_px, pixel_size_nm = self._side_px * scale, self._pixel_size_nm / scale
+        return Undistortion(self._distortion, side_px=side_px, pixel_size_nm=pixel_size_nm).apply
 
     def _write_index(self, *, complete: bool) -> None:
         write_json(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,25 @@ OUTSIDE_FIELD_GREY = 46
 MAX_PREVIEW_SIDE_PX = 1024
 
 
+@dataclass(frozen=True, slots=True)
+class _Canvas:
+    """Where one picture is put together, for outputs of one shape."""
+
+    pixels: NDArray[np.uint8]  # (height, 2 x width, 1 or 3)
+    step: int  # every so many pixels of the output are shown
+    inside: NDArray[np.bool_] | bool  # where the right half is drawn, (height, width, 1)
+
+
 class PreviewSink:
     """Encodes raw | enhanced side by side as one JPEG, at most ``fps`` a second; frames in between cost nothing.
 
-    Outside ``field`` (a boolean map of the frame, None for everywhere) the enhanced half stays flat grey: beyond the
-    sphere's usable field the network has nothing to go by.
+    Parameters
+    ----------
+    show
+        Asked for each picture: which output of the model stands on the right. In colour, so is the JPEG.
+    field
+        A boolean map of the frame, None for everywhere. Outside it the enhanced half stays flat grey: beyond the
+        sphere's usable field the network has nothing to go by.
     """
 
     def __init__(
@@ -36,13 +50,14 @@ class PreviewSink:
         board: StatusBoard,
         meter: FlowMeter,
         *,
+        show: Callable[[], str],
         bit_depth: int,
         fps: float,
         quality: int,
         field: NDArray[np.bool_] | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._board, self._meter, self._clock_ns = board, meter, clock_ns
+        self._board, self._meter, self._show, self._clock_ns = board, meter, show, clock_ns
         self._shift = max(0, bit_depth - 8)
         self._gain = 255 / ((1 << bit_depth) - 1) if bit_depth < 8 else None
         self._interval_ns = round(1e9 / fps)
@@ -50,8 +65,7 @@ class PreviewSink:
         self._field = field
         self._due_ns = 0
         self._counter = board.preview_counter
-        self._canvas: NDArray[np.uint8] | None = None
-        self._step = 1
+        self._canvases: dict[tuple[int, ...], _Canvas] = {}
 
     def write(self, frame: Frame, tile: Tile) -> None:
         """Encode and publish, if the last picture is old enough."""
@@ -60,25 +74,29 @@ class PreviewSink:
             return
         # The grid of due times is kept, so that 40 frames/s into 30 pictures/s gives 30 and not 20.
         self._due_ns = max(self._due_ns + self._interval_ns, now_ns - self._interval_ns)
-        raw, enhanced = frame.pixels, tile.shown
+        output = self._show()
+        raw, enhanced = frame.pixels, np.atleast_3d(tile.outputs[output])
         scale = enhanced.shape[0] // raw.shape[0]
-        if self._canvas is None:
-            self._step = -(-max(enhanced.shape) // MAX_PREVIEW_SIDE_PX)
-            height, width = enhanced[:: self._step, :: self._step].shape
-            self._canvas = np.full((height, 2 * width, 1), OUTSIDE_FIELD_GREY, np.uint8)
-            if self._field is not None:
-                self._field = self._field.repeat(scale, 0).repeat(scale, 1)[:: self._step, :: self._step]
-        height, double_width, _ = self._canvas.shape
+        canvas = self._canvases.get(enhanced.shape) or self._new_canvas(enhanced.shape, scale)
+        height, double_width, channels = canvas.pixels.shape
         width = double_width // 2
-        if scale > 1:
-            raw = raw.repeat(scale, 0).repeat(scale, 1)
-        self._to_eight_bits(raw[:: self._step, :: self._step], self._canvas[:, :width, 0], True)
-        inside = True if self._field is None else self._field
-        self._to_eight_bits(enhanced[:: self._step, :: self._step], self._canvas[:, width:, 0], inside)
-        jpeg = simplejpeg.encode_jpeg(self._canvas, quality=self._quality, colorspace="GRAY", fastdct=True)
+        self._to_eight_bits(_thinned(raw, scale, canvas.step), canvas.pixels[:, :width], True)
+        self._to_eight_bits(enhanced[:: canvas.step, :: canvas.step], canvas.pixels[:, width:], canvas.inside)
+        colours = "GRAY" if channels == 1 else "RGB"
+        jpeg = simplejpeg.encode_jpeg(canvas.pixels, quality=self._quality, colorspace=colours, fastdct=True)
         self._counter += 1
         self._meter.previewed((self._clock_ns() - frame.t_exposure_end_ns) / 1e9)
-        self._board.publish_preview(Preview(jpeg, self._counter, frame.index, frame.t_exposure_end_ns, width, height))
+        self._board.publish_preview(
+            Preview(jpeg, self._counter, frame.index, frame.t_exposure_end_ns, width, height, output)
+        )
+
+    def _new_canvas(self, shape: tuple[int, ...], scale: int) -> _Canvas:
+        step = -(-max(shape) // MAX_PREVIEW_SIDE_PX)
+        height, width = -(-shape[0] // step), -(-shape[1] // step)
+        pixels = np.full((height, 2 * width, shape[2]), OUTSIDE_FIELD_GREY, np.uint8)
+        inside = True if self._field is None else _thinned(self._field, scale, step)
+        self._canvases[shape] = _Canvas(pixels, step, inside)
+        return self._canvases[shape]
 
     def _to_eight_bits(self, counts: NDArray[Any], out: NDArray[np.uint8], where: NDArray[np.bool_] | bool) -> None:
         if self._gain is not None:
@@ -97,10 +115,10 @@ class PreviewSink:
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """Raw and enhanced of one frame, copied out of the loop."""
+    """Raw and all outputs of one frame, copied out of the loop."""
 
     raw: NDArray[Any]
-    enhanced: NDArray[Any]
+    outputs: Mapping[str, NDArray[Any]]
     index: int
     position_um: PositionUm | None
 
@@ -143,7 +161,8 @@ class SnapshotSink:
         """Copy this frame if one is wanted."""
         if self._wanted.is_set():
             self._wanted.clear()
-            self._shot = Shot(frame.pixels.copy(), tile.shown.copy(), frame.index, frame.position_um)
+            outputs = {name: pixels.copy() for name, pixels in tile.outputs.items()}
+            self._shot = Shot(frame.pixels.copy(), outputs, frame.index, frame.position_um)
             self._taken.set()
 
     def skip(self, index: int, reason: str) -> None:
@@ -151,6 +170,14 @@ class SnapshotSink:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _thinned(image: NDArray[Any], scale: int, step: int) -> NDArray[Any]:
+    """Every ``step``-th pixel of the image made ``scale`` times larger by repetition, (height, width, 1)."""
+    if scale == 1:
+        return image[::step, ::step, np.newaxis]
+    y, x = (np.arange(0, side * scale, step) // scale for side in image.shape)
+    return image[y[:, np.newaxis], x, np.newaxis]
 
 
 def field_disc(

@@ -50,20 +50,26 @@ class Problem(_Frozen):
 
 
 class CameraStatus(_Frozen):
-    """The source of the frames. ``shape_px`` is (height, width); ``frame_time_s`` is None for an unpaced replay."""
+    """The source of the frames. ``shape_px`` is (height, width); ``frame_time_s`` is None for an unpaced replay.
+
+    ``microscope`` says in words what a simulated camera looks through; None where nobody knows.
+    """
 
     name: str
     shape_px: tuple[int, ...]
     format: str
     bit_depth: int
     frame_time_s: float | None
+    microscope: str | None = None
 
 
 class EngineStatus(_Frozen):
-    """The model that enhances, and how it is run."""
+    """The model that enhances, and how it is run. ``shown`` is the one of its ``outputs`` that is on view."""
 
     model: str
     task: str
+    outputs: tuple[str, ...]
+    shown: str
     trained_on: str
     backend: str
     precision: str
@@ -146,7 +152,8 @@ class Status(_Frozen):
 class Preview:
     """One JPEG that holds raw (left half) and enhanced (right half) of the same instant.
 
-    ``width_px`` and ``height_px`` are those of one half. ``counter`` grows by one with each preview, from job to job.
+    ``width_px`` and ``height_px`` are those of one half; ``output`` is the model's output in the right one. ``counter``
+    grows by one with each preview, from job to job.
     """
 
     jpeg: bytes
@@ -155,6 +162,7 @@ class Preview:
     t_exposure_end_ns: int
     width_px: int
     height_px: int
+    output: str
 
 
 class StatusBoard:

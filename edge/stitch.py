@@ -45,23 +45,24 @@ class Mosaic:
     offsets_px
         (n, 2), (y, x) of every tile that is to come, from :func:`place`; fixes the size.
     tile_shape_px
-        (height, width) of each tile.
+        (height, width) of each tile, or (height, width, 3).
     dtype
         Of the tiles and of the result.
 
     Tiles are placed to the nearest pixel: the stage alone is not known better than that.
     """
 
-    def __init__(self, offsets_px: NDArray[np.float64], tile_shape_px: tuple[int, int], dtype: Any) -> None:
+    def __init__(self, offsets_px: NDArray[np.float64], tile_shape_px: tuple[int, ...], dtype: Any) -> None:
         self.origin_px = offsets_px.min(axis=0)
         self._corners = np.rint(offsets_px - self.origin_px).astype(int)
-        height, width = self._corners.max(axis=0) + tile_shape_px
-        self.shape: tuple[int, int] = (int(height), int(width))
+        height, width = self._corners.max(axis=0) + tile_shape_px[:2]
+        self.shape: tuple[int, ...] = (int(height), int(width), *tile_shape_px[2:])
         self._dtype = np.dtype(dtype)
+        one_weight = (1,) * len(tile_shape_px[2:])  # for all colours of a pixel
         self._sum = np.zeros(self.shape, np.float32)
-        self._weight = np.zeros(self.shape, np.float32)
+        self._weight = np.zeros((*self.shape[:2], *one_weight), np.float32)
         self._tile_shape = tile_shape_px
-        self._feather = _feather(tile_shape_px)
+        self._feather = _feather(tile_shape_px[:2]).reshape(*tile_shape_px[:2], *one_weight)
 
     def add(self, tile_number: int, pixels: NDArray[Any]) -> None:
         """Blend in the tile that stands at ``offsets_px[tile_number]``."""
@@ -78,21 +79,25 @@ class Mosaic:
         return np.rint(blended).astype(self._dtype)
 
 
-def _feather(shape_px: tuple[int, int]) -> NDArray[np.float32]:
+def _feather(shape_px: tuple[int, ...]) -> NDArray[np.float32]:
     """Distance to the nearest edge, at least half a pixel: a single tile still has weight everywhere."""
     ramps = [np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5 for side in shape_px]
     return np.minimum(ramps[0][:, None], ramps[1]).astype(np.float32)
 
 
-def crop_square(pixels: NDArray[Any], *, side_px: int, centre_px: tuple[float, float] | None = None) -> NDArray[Any]:
+def crop_square(
+    pixels: NDArray[Any], *, side_px: int, centre_px: tuple[float, float] | None = None, scale: int = 1
+) -> NDArray[Any]:
     """The square of ``side_px`` around ``centre_px`` (y, x), a view.
+
+    ``side_px`` and ``centre_px`` are in pixels of the camera; ``pixels`` has ``scale`` times as many a side.
 
     Raises
     ------
     ValueError
         It does not lie inside the frame.
     """
-    height, width = pixels.shape
+    height, width = (side // scale for side in pixels.shape[:2])
     centre_y, centre_x = centre_px if centre_px is not None else ((height - 1) / 2, (width - 1) / 2)
     top, left = round(centre_y - (side_px - 1) / 2), round(centre_x - (side_px - 1) / 2)
     if top < 0 or left < 0 or top + side_px > height or left + side_px > width:
@@ -100,4 +105,4 @@ def crop_square(pixels: NDArray[Any], *, side_px: int, centre_px: tuple[float, f
             f"a square of {side_px} px around y {centre_y:g}, x {centre_x:g} does not lie inside a frame of "
             f"{height} x {width} px; enlarge the camera's area or make [sphere] field_um smaller"
         )
-    return pixels[top : top + side_px, left : left + side_px]
+    return pixels[scale * top : scale * (top + side_px), scale * left : scale * (left + side_px)]

@@ -36,6 +36,7 @@ class ReplayCamera:
 
     shutter: Literal["global", "rolling"] = "global"
     lossless = True
+    microscope: str | None = None
     distortion: tuple[tuple[float, float], ...] | None = None
 
     def __init__(

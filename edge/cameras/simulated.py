@@ -12,30 +12,28 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.cameras.microscope import TRAVEL_UM, PlainObjective, draw_specimen, microscope, optics_of
 from edge.config import Config
 from edge.errors import CameraError, CameraTimeoutError, ConfigError
 from edge.frames import DTYPE, Frame, FramePool
 from firmware_bridge.pzt import PositionUm
 from models.errors import ModelsError
 from models.optics import Optics, Sensor, blur
-from models.samples import demo_specimen, load_specimen, resample
 
 Image = NDArray[np.float32]
 
 DEFAULT_FPS = 40.0
-TRAVEL_UM = 100.0
 NOMINAL_EXPOSURE_S = 0.005
 NOMINAL_PHOTONS = 8000.0
 """Photons a pixel of reflectivity 1 on the axis receives in the nominal exposure."""
 NOMINAL_LEVEL = 0.85
 """Of full scale: where the camera's gain puts reflectivity 1 on the axis at the nominal exposure."""
-VEIL = 0.25
+SPHERE_VEIL = 0.25
 """Share of light that never saw the specimen: reflections of the sphere's own surfaces lower the contrast."""
 DISTORTION_RADII_UM = tuple(map(float, range(17)))
 """Where :attr:`SimulatedCamera.distortion` samples the traced curve."""
@@ -59,14 +57,8 @@ def open_simulated(config: Config, pose_um: Callable[[], PositionUm] | None) -> 
             "or choose a real camera."
         )
     try:
-        optics = Optics(**config.optics.model_dump())
-        if config.specimen.path is None:
-            size_um = TRAVEL_UM + 1.1 * max(config.camera.shape_px) * optics.pixel_size_nm / 1e3
-            draw = partial(demo_specimen, size_um, optics.pixel_size_nm, seed=config.specimen.seed)
-        else:
-            specimen = load_specimen(config.specimen.path, config.specimen.pixel_size_nm)
-            draw = partial(resample, specimen, optics.pixel_size_nm)
-        return SimulatedCamera(config, optics, draw, pose_um)
+        optics = optics_of(config.optics)
+        return SimulatedCamera(config, optics, draw_specimen(config, optics), pose_um)
     except ModelsError as exc:
         raise ConfigError(f"The simulated camera cannot be built: {exc}") from exc
 
@@ -111,9 +103,13 @@ class SimulatedCamera:
             )
         self.fps = config.camera.fps or DEFAULT_FPS
         self.frame_time_s: float | None = 1 / self.fps
+        self.microscope: str | None = microscope(optics)
         self.distortion: tuple[tuple[float, float], ...] | None = tuple(
             (radius_um, float(optics.distortion(radius_um))) for radius_um in DISTORTION_RADII_UM
         )
+        self._veil = np.float32(SPHERE_VEIL)
+        if isinstance(optics, PlainObjective):
+            self.distortion, self._veil = None, np.float32(0)
         self._full = (1 << self.bit_depth) - 1
         self._stopped = threading.Event()
         self._stopped.set()
@@ -220,7 +216,7 @@ class SimulatedCamera:
         """Mean and standard deviation of the counts at a pose; kept while the stage stands still."""
         if self._still is not None and max(abs(a - b) for a, b in zip(self._still[0], pose_um, strict=True)) < STILL_UM:
             return self._still[1], self._still[2]
-        irradiance = self._light * (np.float32(1 - VEIL) * self._seen(pose_um) + np.float32(VEIL))
+        irradiance = self._light * ((np.float32(1) - self._veil) * self._seen(pose_um) + self._veil)
         electrons = irradiance * np.float32(self._electrons_at_one())
         counts_per_electron = NOMINAL_LEVEL * self._full / self._electrons_at_one(NOMINAL_EXPOSURE_S)
         mean = electrons * np.float32(counts_per_electron) + np.float32(0.5)

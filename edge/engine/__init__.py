@@ -10,6 +10,7 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.config import PIXEL_SIZE_TOLERANCE
 from edge.devices import Engine
 from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
@@ -30,9 +31,6 @@ INSTALL: dict[Backend, str] = {
     "openvino": "pip install superlens",
     "onnxruntime": "pip install 'superlens[export]'",
 }
-
-PIXEL_SIZE_TOLERANCE = 0.10
-"""How far a camera's pixel may be from the one the model was trained for before the result means nothing."""
 
 
 def find_bundle(model: str) -> Bundle:
@@ -56,6 +54,20 @@ def find_bundle(model: str) -> Bundle:
         raise ConfigError(str(exc)) from exc
 
 
+def manifest_of(bundle: Bundle, precision: Precision) -> Manifest:
+    """The manifest of one precision.
+
+    Raises
+    ------
+    ConfigError
+        It is not in the bundle, or malformed.
+    """
+    try:
+        return bundle.manifest(precision)
+    except ManifestError as exc:
+        raise ConfigError(str(exc)) from exc
+
+
 def check_pixel_size(bundle: Bundle, precision: Precision, pixel_size_nm: float | None, *, remedy: str) -> None:
     """Refuse a camera whose pixel is more than 10 % off the model's; an unknown size passes, and is shown as such.
 
@@ -64,7 +76,7 @@ def check_pixel_size(bundle: Bundle, precision: Precision, pixel_size_nm: float 
     ConfigError
         Too far off; the message ends with ``remedy``.
     """
-    trained_nm = bundle.manifest(precision).pixel_size_nm
+    trained_nm = manifest_of(bundle, precision).pixel_size_nm
     if pixel_size_nm is None or abs(pixel_size_nm / trained_nm - 1) <= PIXEL_SIZE_TOLERANCE:
         return
     raise ConfigError(
@@ -134,8 +146,8 @@ def load_engine(
             f"A bit depth of {bit_depth} does not fit {pixel_format}: expected 1 to {storage_bits}. "
             "Leave --bit-depth out, or give the camera's own."
         )
+    manifest = manifest_of(bundle, precision)
     try:
-        manifest = bundle.manifest(precision)
         path = bundle.model_path(precision)
     except ManifestError as exc:
         raise ConfigError(str(exc)) from exc

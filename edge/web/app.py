@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from flask import Flask, Response, render_template, request
+from flask import Flask, Response, abort, render_template, request
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -60,6 +60,17 @@ class JobRequest(BaseModel):
         return self
 
 
+class ShowRequest(BaseModel):
+    """What ``POST /api/show`` asks for: the name of one of the model's outputs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    output: str
+
+
+_RequestT = TypeVar("_RequestT", bound=BaseModel)
+
+
 def _no_log() -> Sequence[str]:
     return ()
 
@@ -69,6 +80,7 @@ def create_app(
     *,
     submit: Callable[[JobRequest], None],
     stop: Callable[[], None],
+    show: Callable[[str], None],
     snapshot: Callable[[], Sequence[Path]],
     allowed_hosts: Sequence[str] = (),
     max_viewers: int = 8,
@@ -85,6 +97,8 @@ def create_app(
         Begins a job; raises BusyError (answered 409), ConfigError (400) or another EdgeError (503) at once.
     stop
         STOP. Called in the request's own thread, ahead of everything queued.
+    show
+        Puts one of the model's outputs on view, for everybody who watches.
     snapshot
         Saves the next frame and returns the files.
     allowed_hosts
@@ -155,18 +169,21 @@ def create_app(
 
     @app.post("/api/start")
     def start() -> Response:
-        body = request.get_data()
-        if body and not request.is_json:
-            return problem(415, "The body has to be application/json, or empty for the live view.")
-        try:
-            wanted = JobRequest.model_validate_json(body) if body else JobRequest()
-        except ValidationError as exc:
-            fault = exc.errors()[0]
-            where = ".".join(str(part) for part in fault["loc"])
-            message = fault["msg"].removeprefix("Value error, ")
-            return problem(400, f'{where or "body"}: {message}. Send {{"job": "live"}}, or nothing.')
+        wanted = asked(JobRequest, 'Send {"job": "live"}, or nothing.') if request.get_data() else JobRequest()
         submit(wanted)
         return _json({"job": wanted.job, "state": board.status().state.value})
+
+    @app.post("/api/show")
+    def show_output() -> Response:
+        wanted = asked(ShowRequest, 'Send {"output": "NAME"}.')
+        engine = board.status().engine
+        if engine is None:
+            return problem(409, "No model is loaded yet, so there is no output to choose. Start the instrument first.")
+        if wanted.output not in engine.outputs:
+            names = ", ".join(engine.outputs)
+            return problem(422, f"{engine.model} has no output {wanted.output!r}. Choose one of: {names}.")
+        show(wanted.output)
+        return _json({"shown": wanted.output})
 
     @app.post("/api/stop")
     def stop_now() -> Response:
@@ -199,6 +216,19 @@ def create_app(
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return app
+
+
+def asked(what: type[_RequestT], remedy: str) -> _RequestT:
+    """The body of the request that is being answered; a body that is not ``what`` ends it with a problem document."""
+    if not request.is_json:
+        abort(415, "The body has to be application/json.")
+    try:
+        return what.model_validate_json(request.get_data())
+    except ValidationError as exc:
+        fault = exc.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
+        abort(400, f"{where or 'body'}: {message}. {remedy}")
 
 
 def problem(status: int, detail: str) -> Response:

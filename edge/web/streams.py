@@ -35,7 +35,8 @@ def pictures(board: StatusBoard, client_left: Callable[[], bool]) -> Iterator[by
             f"Content-Length: {len(preview.jpeg)}\r\n"
             f"X-Frame-Index: {preview.frame_index}\r\n"
             f"X-Preview-Counter: {preview.counter}\r\n"
-            f"X-Exposure-End-Ns: {preview.t_exposure_end_ns}\r\n\r\n"
+            f"X-Exposure-End-Ns: {preview.t_exposure_end_ns}\r\n"
+            f"X-Output: {preview.output}\r\n\r\n"
         )
         yield b"".join((head.encode(), preview.jpeg, b"\r\n", boundary))
 

@@ -37,7 +37,7 @@ class ListSink:
         self.skipped: list[tuple[int, str]] = []
 
     def write(self, frame: Frame, tile: Tile) -> None:
-        self.levels.append(int(tile.shown[0, 0]))
+        self.levels.append(int(tile.outputs["enhanced"][0, 0]))
         self.tiles.append(tile)
 
     def skip(self, index: int, reason: str) -> None:

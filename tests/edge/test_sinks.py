@@ -22,7 +22,8 @@ def board() -> StatusBoard:
 
 def preview(board: StatusBoard, times_ns: list[int] | None = None, **arguments) -> PreviewSink:
     clock = (lambda: times_ns[0]) if times_ns is not None else (lambda: 10**12)
-    return PreviewSink(board, FlowMeter(), clock_ns=clock, **{"bit_depth": 8, "fps": 30.0, "quality": 95, **arguments})
+    defaults = {"show": lambda: "enhanced", "bit_depth": 8, "fps": 30.0, "quality": 95}
+    return PreviewSink(board, FlowMeter(), clock_ns=clock, **{**defaults, **arguments})
 
 
 def halves(board: StatusBoard) -> tuple[np.ndarray, np.ndarray]:
@@ -88,6 +89,46 @@ def test_an_enhanced_image_of_twice_the_size_gets_a_raw_half_of_the_same_size(bo
     assert left.shape == right.shape == (32, 32)
 
 
+def test_a_large_frame_of_twice_the_size_is_thinned_on_both_halves_alike(board: StatusBoard) -> None:
+    raw = np.arange(700, dtype=np.uint16)[:, None] * np.ones(900, np.uint16) // 3
+    field = field_disc((700, 900), diameter_px=600)
+    large = raw.repeat(2, 0).repeat(2, 1)
+    preview(board, field=field).write(Frame(raw.astype(np.uint8), 0, 0), Tile({"enhanced": large.astype(np.uint8)}, 0))
+    left, right = halves(board)
+    assert left.shape == (700, 900)
+    inside = field_disc((700, 900), diameter_px=580)
+    assert np.abs(left.astype(int) - right)[inside].max() < 8
+    assert right[2, 2] == pytest.approx(OUTSIDE_FIELD_GREY, abs=8)
+
+
+@pytest.mark.parametrize(("bit_depth", "dtype"), [(4, np.uint8), (8, np.uint8), (12, np.uint16)])
+def test_the_output_on_view_may_change_between_pictures_and_may_be_in_colour(
+    board: StatusBoard, bit_depth: int, dtype: type
+) -> None:
+    full, chosen, now_ns = (1 << bit_depth) - 1, ["map"], [0]
+    raw = np.full((32, 48), full // 2, dtype)
+    red = np.zeros((32, 48, 3), dtype)
+    red[..., 0] = full
+    sink = preview(
+        board, now_ns, show=lambda: chosen[0], bit_depth=bit_depth, field=field_disc((32, 48), diameter_px=30)
+    )
+
+    def picture(output: str) -> np.ndarray:
+        chosen[0] = output
+        now_ns[0] += 10**9
+        sink.write(Frame(raw, 0, 5), Tile({"bright": np.full_like(raw, full), "map": red}, 0))
+        newest = board.preview()
+        assert (newest.output, newest.t_exposure_end_ns) == (output, 5)
+        return simplejpeg.decode_jpeg(newest.jpeg, colorspace="RGB").astype(int)
+
+    for _ in range(2):
+        image = picture("map")
+        assert image[16, 10] == pytest.approx([255 * (full // 2) / full] * 3, abs=6)
+        assert image[16, 48 + 24] == pytest.approx([255, 0, 0], abs=6)
+        assert image[1, 95] == pytest.approx([OUTSIDE_FIELD_GREY] * 3, abs=8)
+        assert picture("bright")[16, 48 + 24] == pytest.approx([255] * 3, abs=3)
+
+
 def test_a_large_frame_is_thinned_for_the_screen_only(board: StatusBoard) -> None:
     image = np.zeros((1100, 2100), np.uint8)
     preview(board).write(Frame(image, 0, 0), Tile({"enhanced": image}, 0))
@@ -106,7 +147,17 @@ def test_a_snapshot_is_a_copy_of_the_next_frame_and_its_tile() -> None:
         sink.write(Frame(pixels, 5, 0), Tile({"enhanced": pixels + 1}, 5))
         pixels[:] = 0
     (shot,) = got
-    assert (shot.index, int(shot.raw[0, 0]), int(shot.enhanced[0, 0])) == (5, 9, 10)
+    assert (shot.index, int(shot.raw[0, 0]), int(shot.outputs["enhanced"][0, 0])) == (5, 9, 10)
+
+
+def test_a_snapshot_has_every_output() -> None:
+    sink, grey, colour = SnapshotSink(), np.full((4, 6), 3, np.uint8), np.full((4, 6, 3), 7, np.uint8)
+    got = []
+    asking = threading.Thread(target=lambda: got.append(sink.take(timeout_s=10)))
+    asking.start()
+    while asking.is_alive():
+        sink.write(Frame(grey, 0, 0), Tile({"magnified": grey, "map": colour}, 0))
+    assert {name: pixels.shape for name, pixels in got[0].outputs.items()} == {"magnified": (4, 6), "map": (4, 6, 3)}
 
 
 def test_nobody_queues_for_a_snapshot() -> None:

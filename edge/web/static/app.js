@@ -10,6 +10,7 @@ const PLATE_MS = 8000;
 let status = JSON.parse(document.body.dataset.status);
 let plateTimer = 0;
 let toggledAt = 0;
+let choosing = false; // an output was chosen and the box has not answered
 
 // ---------- status ----------
 const updatePanels = () => panels.update(status, lost(status), live.stale());
@@ -21,6 +22,7 @@ function show(next) {
   $("view-down").hidden = !down;
   if (down) put("down-error", status.start_error);
   live.update(status);
+  offerOutputs(status.engine);
   updatePanels();
   histogram.setBitDepth(status.camera?.bit_depth);
   const running = !["IDLE", "FAULT"].includes(status.state);
@@ -77,10 +79,30 @@ async function startScan(event) {
   }
 }
 
+/** The list of what the model makes; absent where there is nothing to choose. */
+function offerOutputs(engine) {
+  const names = engine?.outputs ?? [];
+  const list = $("output");
+  $("outputs").hidden = names.length < 2;
+  if ([...list.options].map(({ value }) => value).join() !== names.join()) list.replaceChildren(...names.map((name) => new Option(name)));
+  if (engine && !choosing) list.value = engine.shown;
+}
+
+async function showOutput() {
+  choosing = true; // a status from before the choice must not turn the list back
+  try {
+    await command("/api/show", { output: $("output").value });
+    tell(`Shown: ${$("output").value}`);
+  } catch (error) {
+    plate(error.message, true);
+  }
+  choosing = false;
+}
+
 async function snapshot() {
   try {
     const { paths } = await command("/api/snapshot");
-    plate(`Saved ${paths.join(" and ")}`);
+    plate(`Saved ${paths.slice(0, -1).join(", ")} and ${paths.at(-1)}`);
   } catch (error) {
     plate(error.message, true);
   }
@@ -109,6 +131,7 @@ $("run").addEventListener("click", () => {
 });
 $("veil-btn").addEventListener("click", () => JOBS[$("veil-btn").dataset.job]?.());
 $("snap").addEventListener("click", snapshot);
+$("output").addEventListener("change", showOutput);
 $("scan-form").addEventListener("submit", startScan);
 $("scan-new").addEventListener("click", () => {
   panels.askForScan();

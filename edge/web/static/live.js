@@ -11,7 +11,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const STALE_S = 1; // and never less than two frame times
 
 let status = null;
-let picture = null; // {bitmap, exposedMs, arrivedMs}: what is on the canvas
+let picture = null; // {bitmap, exposedMs, arrivedMs, output}: what is on the canvas
 let coming = null; // the newest part not yet decoded
 let decoding = false;
 let mode = "split";
@@ -39,8 +39,9 @@ async function decode() {
       const bitmap = await createImageBitmap(new Blob([part.jpeg], { type: "image/jpeg" }));
       await new Promise(requestAnimationFrame);
       picture?.bitmap.close();
-      picture = { bitmap, arrivedMs, exposedMs: part.head["x-exposure-end-ns"] / 1e6 };
+      picture = { bitmap, arrivedMs, exposedMs: part.head["x-exposure-end-ns"] / 1e6, output: part.head["x-output"] };
       frame.dataset.index = part.head["x-frame-index"];
+      nameOutput();
       draw();
       const now = boxNowMs();
       painted.push({ at: performance.now(), latencyMs: now === null ? null : now - picture.exposedMs });
@@ -165,11 +166,18 @@ export function update(next) {
   status = next;
   const shape = status.camera?.shape_px;
   if (shape) frame.style.setProperty("--aspect", shape[1] / shape[0]);
-  const label = status.engine?.model ?? "–";
-  put("tag-model", label);
+  put("tag-model", status.engine?.model ?? "–");
+  nameOutput();
   showScale(shape);
   showField(shape);
   tick();
+}
+
+/** The label names the output in the picture itself, which may still be that of before a choice. */
+function nameOutput() {
+  const several = (status?.engine?.outputs.length ?? 0) > 1;
+  for (const part of document.querySelectorAll(".of-output")) part.hidden = !several;
+  if (several) put("tag-output", picture?.output ?? status.engine.shown);
 }
 
 function showScale(shape) {

@@ -44,7 +44,7 @@ class Parts {
       const text = new TextDecoder().decode(this.bytes.subarray(this.begin, i));
       this.head = {};
       for (const [, name, value] of text.matchAll(/^([\w-]+): *(.*?)\r?$/gm)) {
-        this.head[name.toLowerCase()] = name === "Content-Type" ? value : Number(value);
+        this.head[name.toLowerCase()] = ["Content-Type", "X-Output"].includes(name) ? value : Number(value);
       }
       if (!(this.head["content-length"] > 0)) throw new Error("A picture came without its length.");
       this.begin = i + 4;

@@ -44,6 +44,8 @@ LIVE = Status(
     engine=EngineStatus(
         model="enhance-rt",
         task="enhance",
+        outputs=("enhanced",),
+        shown="enhanced",
         trained_on="synthetic pairs",
         backend="openvino",
         precision="bf16",
@@ -82,7 +84,8 @@ class FakeBox:
         self._counter = 0
 
     def app(self, **options: Any) -> Flask:
-        app = create_app(self.board, submit=self.submit, stop=self.stop, snapshot=self.snapshot, **options)
+        commands = {"submit": self.submit, "stop": self.stop, "show": self.show_output, "snapshot": self.snapshot}
+        app = create_app(self.board, **commands, **options)
         app.testing = True
         return app
 
@@ -94,6 +97,10 @@ class FakeBox:
     def stop(self) -> None:
         self._called("stop")
         self.publish(state=self.after_stop, note="ready")
+
+    def show_output(self, output: str) -> None:
+        self._called(f"show {output}")
+        self.publish(engine=self.board.status().engine.model_copy(update={"shown": output}))
 
     def snapshot(self) -> list[Path]:
         self._called("snapshot")
@@ -113,16 +120,18 @@ class FakeBox:
         self.board.publish(self.board.status().model_copy(update={**stamp, **changes}))
 
     def show(self, raw: NDArray[np.uint8], enhanced: NDArray[np.uint8], *, age_s: float = 0.0) -> Preview:
-        """Publish one picture, exposed ``age_s`` ago."""
-        both = np.ascontiguousarray(np.hstack((raw, enhanced)))[..., None]
+        """Publish one picture of the output on view, grey or in colour, exposed ``age_s`` ago."""
+        colour = enhanced.ndim == 3
+        both = np.hstack((np.dstack([raw] * 3) if colour else raw[..., None], np.atleast_3d(enhanced)))
         self._counter += 1
         preview = Preview(
-            jpeg=simplejpeg.encode_jpeg(both, quality=90, colorspace="GRAY"),
+            jpeg=simplejpeg.encode_jpeg(np.ascontiguousarray(both), quality=90, colorspace="RGB" if colour else "GRAY"),
             counter=self._counter,
             frame_index=10 * self._counter,
             t_exposure_end_ns=self.board.clock_ns() - round(age_s * 1e9),
             width_px=raw.shape[1],
             height_px=raw.shape[0],
+            output=self.board.status().engine.shown,
         )
         self.board.publish_preview(preview)
         return preview

@@ -127,6 +127,46 @@ def test_an_instrument_that_cannot_says_why(client: FlaskClient, box: Any) -> No
         assert "Check the cable" in problem(client.post(path), 503)
 
 
+@pytest.fixture
+def lens(box: Any) -> FlaskClient:
+    """A client of a box whose model has several outputs."""
+    engine = box.board.status().engine.model_copy(update={"outputs": ("map", "magnified"), "shown": "map"})
+    box.publish(engine=engine)
+    return box.app().test_client()
+
+
+def test_another_output_is_put_on_view_and_the_status_says_so(lens: FlaskClient, box: Any) -> None:
+    assert lens.post("/api/show", json={"output": "magnified"}).get_json() == {"shown": "magnified"}
+    assert box.calls == ["show magnified"]
+    engine = lens.get("/api/status").get_json()["engine"]
+    assert (engine["outputs"], engine["shown"]) == (["map", "magnified"], "magnified")
+
+
+def test_an_output_the_model_does_not_have_is_refused_with_those_it_has(lens: FlaskClient, box: Any) -> None:
+    assert "Choose one of: map, magnified" in problem(lens.post("/api/show", json={"output": "shadows"}), 422)
+    assert box.calls == []
+
+
+def test_before_a_model_is_loaded_there_is_nothing_to_choose(lens: FlaskClient, box: Any) -> None:
+    box.publish(engine=None)
+    assert "No model is loaded" in problem(lens.post("/api/show", json={"output": "map"}), 409)
+    assert box.calls == []
+
+
+@pytest.mark.parametrize("body", ["", "{", "{}", '{"output": 3}', '{"output": "map", "for": "me"}'])
+def test_a_choice_that_cannot_be_read_is_refused(lens: FlaskClient, box: Any, body: str) -> None:
+    assert '{"output": "NAME"}' in problem(lens.post("/api/show", data=body, content_type="application/json"), 400)
+    problem(lens.post("/api/show", data=body, content_type="text/plain"), 415)
+    assert box.calls == []
+
+
+def test_the_list_of_outputs_is_on_the_page_only_where_there_is_a_choice(box: Any, client: FlaskClient) -> None:
+    hidden = re.compile(r'id="outputs"[^>]* hidden>')
+    assert hidden.search(client.get("/").get_data(as_text=True))
+    box.publish(engine=box.board.status().engine.model_copy(update={"outputs": ("map", "magnified")}))
+    assert not hidden.search(client.get("/").get_data(as_text=True))
+
+
 def test_stop_is_called_in_the_request_and_answers_with_the_state_after_it(client: FlaskClient, box: Any) -> None:
     assert client.post("/api/stop").get_json() == {"stopped": True, "state": "IDLE"}
     assert box.calls == ["stop"]
@@ -158,7 +198,7 @@ def test_a_snapshot_answers_with_its_files(client: FlaskClient) -> None:
 
 
 def test_what_changes_something_cannot_be_fetched(client: FlaskClient, box: Any) -> None:
-    for path in ("/api/start", "/api/stop", "/api/snapshot"):
+    for path in ("/api/start", "/api/stop", "/api/show", "/api/snapshot"):
         problem(client.get(path), 405)
     assert box.calls == []
 
@@ -200,7 +240,7 @@ def test_a_foreign_host_is_misdirected_on_every_route(client: FlaskClient, path:
 
 
 def test_a_foreign_origin_is_refused_and_nothing_happens(client: FlaskClient, box: Any) -> None:
-    for path in ("/api/start", "/api/stop", "/api/snapshot"):
+    for path in ("/api/start", "/api/stop", "/api/show", "/api/snapshot"):
         problem(client.post(path, headers={"Origin": "http://evil.example"}), 403)
     assert box.calls == []
 

@@ -26,6 +26,7 @@ def test_a_picture_comes_whole_with_its_times_and_the_next_boundary(box: Any) ->
         "X-Frame-Index": str(preview.frame_index),
         "X-Preview-Counter": str(preview.counter),
         "X-Exposure-End-Ns": str(preview.t_exposure_end_ns),
+        "X-Output": "enhanced",
     }
     assert rest == preview.jpeg + b"\r\n--frame\r\n"
 
