@@ -27,7 +27,7 @@ def main() -> None:
 @main.command()
 def configs() -> None:
     """List the recipes that ship with the program."""
-    for path in sorted(CONFIGS.glob("*.toml")):
+    for path in sorted(CONFIGS.glob("*.toml"), key=lambda path: path.stem):
         recipe = read_recipe(path)
         t = recipe.train
         work = f"{t.steps} steps of {t.crops} x {t.crop_px} px"

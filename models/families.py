@@ -230,6 +230,20 @@ def _leaves(canvas: Canvas, rng: np.random.Generator) -> Image:
     return image
 
 
+def _clouds(canvas: Canvas, rng: np.random.Generator) -> Image:
+    """Texture without edges: noise whose power falls with a random power of frequency, as in natural surfaces."""
+    fy, fx = (np.fft.fftfreq(side, canvas.pixel_nm / 1e3).astype(np.float32) for side in canvas.shape_px)
+    frequency = np.hypot(fy[:, None], fx[None, : canvas.shape_px[1] // 2 + 1])
+    # No structure larger than 5 um, which is light rather than texture.
+    amplitude = np.maximum(frequency, np.float32(0.2)) ** np.float32(-rng.uniform(0.8, 2.0))
+    spectrum = np.fft.rfft2(rng.standard_normal(canvas.shape_px, dtype=np.float32)) * amplitude
+    noise = np.fft.irfft2(spectrum, s=canvas.shape_px).astype(np.float32)
+    low, high = _levels(rng)
+    # A hard limit gives patches, a soft one relief.
+    signed = np.tanh((noise - noise.mean()) / noise.std() * np.float32(_log_uniform(rng, 0.4, 4)))
+    return np.asarray((low + high) / 2 + signed * np.float32((high - low) / 2), dtype=np.float32)
+
+
 def _labyrinth(canvas: Canvas, rng: np.random.Generator) -> Image:
     """Winding bands as of a block copolymer: a level set of waves of nearly one length."""
     low, high = _levels(rng)
@@ -432,6 +446,7 @@ FAMILIES: dict[str, Draw] = {
     "pollen": _pollen,
     "empty": _empty,
     "leaves": _leaves,
+    "clouds": _clouds,
     "labyrinth": _labyrinth,
     "crystals": _crystals,
     "lattice": _lattice,

@@ -1,4 +1,4 @@
-"""What several rooms' tests share: a real browser."""
+"""What several rooms' tests share: a real browser, and one thread for torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+
+# Tiny networks gain nothing from several threads, and spinning ones would slow each other down. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from models import metrics
+from models.augment import augment
 from models.checkpoint import build_network
 from models.enhance import data
 from models.enhance.recipe import EnhanceRecipe, PairsSection
 from models.errors import RecipeError
 from models.losses import enhancement_loss
 from models.network import Network
+from models.pairs import read_pairs
 from models.train import Batch, Update, autocast
 
 Image = NDArray[np.float32]
@@ -119,10 +121,6 @@ class _Folder:
 
     def __init__(self, recipe: EnhanceRecipe, workers: int | None) -> None:
         assert isinstance(recipe.data, PairsSection)  # noqa: S101  # _Drawn is for the other kind
-        from models.augment import augment
-        from models.pairs import read_pairs
-
-        self._augment = augment
         self._section, self._crop_px = recipe.data, recipe.train.crop_px
         folder, expected_nm = recipe.data.folder, recipe.data.pixel_size_nm
         self._training = read_pairs(folder, "train")
@@ -136,7 +134,7 @@ class _Folder:
 
     def crop(self, rng: np.random.Generator) -> tuple[Image, Image]:
         pair = self._training[rng.integers(len(self._training))]
-        image, truth = self._augment(
+        image, truth = augment(
             [pair.image, pair.truth],
             rng,
             crop_px=self._crop_px,
