@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tifffile
 
@@ -243,6 +244,96 @@ def test_a_snapshot_is_two_files_that_say_what_they_are(make: DaemonMaker) -> No
         assert file.asarray().shape == (256, 256)
 
 
+def test_an_output_is_chosen_in_the_configuration_and_live(make: DaemonMaker, lens_bundle: Path) -> None:
+    engine = {"model": str(lens_bundle), "show": "inverted"}
+    daemon = make(engine=engine, optics={}, specimen={})
+    with pytest.raises(BusyError, match="not open"):
+        daemon.show("colour")
+    daemon.start_live()
+    assert daemon.board.status().engine.outputs == ("enhanced", "inverted", "colour")
+    assert daemon.board.status().engine.shown == "inverted"
+    preview = daemon.board.wait_preview(-1, timeout_s=10)
+    assert preview.output == "inverted"
+    daemon.show("colour")
+    assert daemon.board.status().engine.shown == "colour"
+    while preview.output == "inverted":
+        preview = daemon.board.wait_preview(preview.counter, timeout_s=10)
+    assert preview.output == "colour"
+    with pytest.raises(ConfigError, match="Choose one of: enhanced, inverted, colour"):
+        daemon.show("shadows")
+    assert daemon.board.status().engine.shown == "colour"
+
+
+def test_the_choice_outlives_an_instrument_that_is_opened_anew(make: DaemonMaker, lens_bundle: Path) -> None:
+    daemon = make(engine={"model": str(lens_bundle)}, optics={}, specimen={})
+    stage = daemon.open().stage
+    daemon.show("colour")
+    stage.close()
+    daemon.beat()
+    daemon.start_live(frames=1)
+    daemon.wait(until_job_ends=True)
+    assert daemon.instrument.stage is not stage
+    assert daemon.board.status().engine.shown == "colour"
+
+
+def test_an_output_that_is_none_of_the_models_is_refused_at_the_start(make: DaemonMaker, lens_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="no output 'map'"):
+        make(engine={"model": str(lens_bundle), "show": "map"}).open()
+
+
+def test_a_snapshot_has_a_file_for_each_output_and_colour_stays_colour(make: DaemonMaker, lens_bundle: Path) -> None:
+    daemon = make(engine={"model": str(lens_bundle)}, optics={}, specimen={})
+    daemon.start_live()
+    raw, *outputs = daemon.snapshot()
+    assert [path.name.split("_", 1)[1] for path in outputs] == [
+        f"enhanced_{name}_SIMULATED.ome.tif" for name in ("enhanced", "inverted", "colour")
+    ]
+    pixels = tifffile.imread(raw)
+    np.testing.assert_allclose(tifffile.imread(outputs[1]), 255 - pixels, atol=1)  # bf16 rounds
+    with tifffile.TiffFile(outputs[2]) as file:
+        assert file.asarray().shape == (256, 256, 3)
+        assert file.pages[0].photometric.name == "RGB"
+        image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+    facts = json.loads(image["Description"])
+    assert (facts["output"], facts["microscope"][:13]) == ("colour", "20x objective")
+    assert image["Pixels"]["Channel"]["Name"] == "colour, enhanced by gain, not raw data"
+
+
+def test_a_finer_output_has_half_the_pixel_size_in_its_files(
+    make: DaemonMaker, new_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    daemon = make(engine={"model": str(new_bundle(scale=2))})
+    daemon.start_live()
+    raw, enhanced = daemon.snapshot()
+    sizes = []
+    for path in (raw, enhanced):
+        with tifffile.TiffFile(path) as file:
+            sizes.append(tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]["PhysicalSizeX"])
+    assert sizes == pytest.approx([PIXEL_SIZE_NM / 1e3, PIXEL_SIZE_NM / 2e3])
+    daemon.stop()
+    daemon.start_scan(plan_scan(daemon.open(), region_um=(6, 6), overlap=0.15, settle_s=0), tmp_path / "scan")
+    daemon.wait(until_job_ends=True)
+    with tifffile.TiffFile(daemon.job.recorder.mosaic_path) as file:
+        raw_shape, enhanced_shape = (series.shape for series in file.series)
+    assert enhanced_shape == pytest.approx(np.multiply(2, raw_shape), abs=4)
+
+
+def test_a_scan_keeps_the_output_it_began_with(make: DaemonMaker, lens_bundle: Path) -> None:
+    daemon = make(engine={"model": str(lens_bundle), "show": "colour"}, optics={}, sphere={}, specimen={})
+    plan = plan_scan(daemon.open(), region_um=(100, 60), overlap=0.15, settle_s=0)
+    assert plan.tile_um == pytest.approx(256 * 0.332)  # no sphere: the whole frame
+    daemon.start_scan_of(region_um=(100, 60), overlap=0.15)
+    daemon.show("inverted")
+    daemon.wait(until_job_ends=True)
+    recorder = daemon.job.recorder
+    assert recorder.complete
+    with tifffile.TiffFile(recorder.mosaic_path) as file:
+        raw, colour = (series.asarray() for series in file.series)
+    assert colour.shape == (*raw.shape, 3)
+    np.testing.assert_allclose(colour[..., 0].astype(int), raw, atol=2)
+    assert json.loads((recorder.folder / "scan.json").read_text())["facts"]["output"] == "colour"
+
+
 def test_an_instrument_that_does_not_open_is_on_the_board_with_the_reason(make: DaemonMaker) -> None:
     daemon = make(stage={"port": "/dev/absent-pzt"})
     with pytest.raises(LinkError):
@@ -284,8 +375,6 @@ def test_closing_ends_every_thread_it_started(make: DaemonMaker) -> None:
 
 
 def test_a_replay_has_no_stage_and_cannot_scan(make: DaemonMaker, tmp_path: Path, frames) -> None:
-    import numpy as np
-
     np.savez(tmp_path / "frames.npz", images=frames)
     daemon = make(camera={"driver": "replay", "path": str(tmp_path / "frames.npz"), "fps": None})
     instrument = daemon.open()

@@ -75,6 +75,18 @@ def test_run_on_the_simulated_instrument_says_simulated(superlens: Run, identity
     assert "SIMULATED" in done.stderr
 
 
+def test_run_finds_the_microscope_of_its_model_and_lists_its_outputs(superlens: Run, lens_bundle: Path) -> None:
+    done = superlens("run", "--no-web", "--frames", 5, "--model", lens_bundle, "--show", "colour", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert (figures["outputs"], figures["shown"]) == (["enhanced", "inverted", "colour"], "colour")
+    assert figures["microscope"] == "20x objective of NA 0.4, no sphere, 332.0 nm/px"
+    assert figures["pixel_size_nm"] == pytest.approx(332)
+    assert figures["simulated"] is True
+    assert (figures["copies_per_frame"], figures["passes_per_frame"]) == (0, 0)
+    assert re.search(r"20x objective of NA 0\.4, no sphere.*SIMULATED", done.stderr)
+
+
 def test_scan_prints_its_figures_and_refuses_to_overwrite(
     superlens: Run, identity_bundle: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +144,10 @@ def test_doctor_names_versions_and_what_is_missing(superlens: Run) -> None:
             r"90 nm/px.*10 %",
         ),
         (["run", "--no-web", "--model", "no-such-model"], 2, "No model"),
+        (["run", "--no-web", "--model", "{lens}", "--show", "map"], 2, "Choose one of: enhanced, inverted, colour"),
+        (["run", "--no-web", "--model", "{lens}", "--config", "{tmp}/sphere.toml"], 2, r"48.* nm/px.*332 nm/px.*10 %"),
+        (["run", "--no-web", "--model", "{lens}", "--pixel-size-nm", "48"], 2, r"given by its optics"),
+        (["run", "--no-web", "--model", "{lens}", "--camera", "replay:{tmp}/odd.png"], 2, r"multiples of 32.*32 x 64"),
         (["run", "--host", "0.0.0.0"], 2, "needs a password"),
         (["run", "--port", "{free}", "--camera", "replay:{tmp}/absent.png", "--model", "{bundle}"], 2, "no file or"),
         (["run", "--port", "{port}", "--model", "{bundle}"], 2, "in use"),
@@ -156,6 +172,7 @@ def test_doctor_names_versions_and_what_is_missing(superlens: Run) -> None:
 def test_a_wrong_input_is_one_clear_error_and_nothing_is_half_written(
     superlens: Run,
     identity_bundle: Path,
+    lens_bundle: Path,
     tmp_path: Path,
     used_port: int,
     arguments: list[str],
@@ -163,19 +180,21 @@ def test_a_wrong_input_is_one_clear_error_and_nothing_is_half_written(
     message: str,
 ) -> None:
     (tmp_path / "unknown.toml").write_text("[camera]\nshutter_speed = 3\n")
+    (tmp_path / "sphere.toml").write_text("[optics]\nsphere_diameter_um = 57\n")
     (tmp_path / "range.toml").write_text("[camera]\nfps = 0\n")
     (tmp_path / "serial.toml").write_text('[stage]\nport = "/dev/absent-pzt"\n')
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "empty").mkdir()
     Image.fromarray(np.full((32, 32), 90, np.uint8)).save(tmp_path / "grey.png")
     Image.fromarray(np.full((15, 32), 90, np.uint8)).save(tmp_path / "tiny.png")
+    Image.fromarray(np.full((40, 65), 90, np.uint8)).save(tmp_path / "odd.png")
     tifffile.imwrite(tmp_path / "nan.tif", np.full((32, 32), np.nan, np.float32))
     before = sorted(path.name for path in tmp_path.iterdir())
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free_port = probe.getsockname()[1]
-    values = {"tmp": tmp_path, "bundle": identity_bundle, "port": used_port, "free": free_port}
+    values = {"tmp": tmp_path, "bundle": identity_bundle, "lens": lens_bundle, "port": used_port, "free": free_port}
     done = superlens(*(argument.format(**values) for argument in arguments))
 
     assert done.returncode == code, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,23 @@ def test_a_result_that_exists_is_never_overwritten(tmp_path: Path, frames: np.nd
         enhance([tmp_path / "a.png"], tmp_path / "out", engine)
     with pytest.raises(ConfigError, match="two sources"):
         enhance([tmp_path / "a.png", tmp_path / "a.png"], tmp_path / "other", engine)
+
+
+def test_a_model_of_several_outputs_makes_a_file_of_each(tmp_path: Path, frames: np.ndarray, lens_bundle: Path) -> None:
+    tifffile.imwrite(tmp_path / "stack.tif", frames[:3], photometric="minisblack")
+    config = EngineConfig(model=str(lens_bundle), hint="f32")
+    (image,) = enhance([tmp_path / "stack.tif"], tmp_path / "out", config)["images"]
+    assert image["enhanced"] == image["outputs"]["enhanced"]
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "stack_enhanced_enhanced.ome.tif"), frames[:3])
+    np.testing.assert_array_equal(tifffile.imread(image["outputs"]["inverted"]), 255 - frames[:3])
+    colour = tifffile.imread(image["outputs"]["colour"])
+    np.testing.assert_array_equal(colour, np.stack([frames[:3], 0 * frames[:3], 255 - frames[:3]], axis=-1))
+
+
+def test_a_finer_model_halves_the_pixel_size(
+    tmp_path: Path, frames: np.ndarray, new_bundle: Callable[..., Path]
+) -> None:
+    Image.fromarray(frames[0]).save(tmp_path / "a.png")
+    config = EngineConfig(model=str(new_bundle(scale=2)), hint="f32")
+    (image,) = enhance([tmp_path / "a.png"], tmp_path / "out", config, pixel_size_nm=48.0)["images"]
+    assert (image["shape_px"], image["pixel_size_nm"]) == ((128, 192), 24.0)

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import tifffile
+
+from tests.bundles import make_lens_bundle
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -36,6 +39,17 @@ READ_HALVES = """() => {
     const n = data.length / 4;
     return {sum, mean: level / n, std: Math.sqrt(squares / n - (level / n) ** 2)};
   });
+}"""
+
+
+# Mean red, green and blue of the right half of the canvas.
+READ_COLOURS = """() => {
+  const view = document.getElementById("view"), {width, height} = view;
+  const copy = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
+  copy.drawImage(view, 0, 0);
+  const {data} = copy.getImageData(width / 2, 0, width / 2, height);
+  const sum = (values) => values.reduce((a, v) => a + v, 0);
+  return [0, 1, 2].map((colour) => sum(data.filter((_, i) => i % 4 === colour)) * 4 / data.length);
 }"""
 
 
@@ -178,3 +192,43 @@ def test_a_snapshot_is_saved_and_its_files_are_named(run_box: Callable[..., Box]
     paths = [Path(path) for path in box.post("/api/snapshot")["paths"]]
     assert [path.exists() for path in paths] == [True, True]
     assert all("SIMULATED" in path.name for path in paths)
+
+
+def test_the_output_that_is_chosen_on_the_page_is_what_everybody_sees(
+    run_box: Callable[..., Box], browser: Browser, tmp_path: Path
+) -> None:
+    box = run_box("--fps", "10", "--model", str(make_lens_bundle(tmp_path / "lens")), "--show", "inverted")
+    page = open_page(browser, box)
+    until(lambda: page.locator("#state-word").inner_text() == "LIVE")
+    until(lambda: page.evaluate(READ_HALVES)[0]["mean"] > 10)
+    assert "20x objective of NA 0.4, no sphere" in page.get_attribute("#sim", "title")
+
+    def label() -> list[str]:
+        return page.locator(".tag-enh").inner_text().split("\n")
+
+    def looks(output: str) -> bool:
+        red, green, blue = page.evaluate(READ_COLOURS)
+        if output == "colour":
+            return green < 5 and abs(red + blue - 255) < 6
+        return max(red, green, blue) - min(red, green, blue) < 1 and red > 5
+
+    until(lambda: label() == ["ENHANCED", "gain", "inverted", "not raw data"])
+    grey = {}
+    for output in ("colour", "enhanced", "inverted"):
+        page.select_option("#output", output)
+        until(lambda output=output: label()[2] == output and looks(output))
+        assert box.status()["engine"]["shown"] == output
+        grey[output] = page.evaluate(READ_COLOURS)[0]
+    assert grey["enhanced"] + grey["inverted"] == pytest.approx(255, abs=6)
+    page.select_option("#output", "colour")
+    until(lambda: label()[2] == "colour")
+    page.reload()
+    until(lambda: page.locator("#output").input_value() == "colour")
+    until(lambda: label()[2] == "colour" and looks("colour"))
+    assert page.locator("#output option").all_inner_texts() == ["enhanced", "inverted", "colour"]
+    files = [Path(path) for path in box.post("/api/snapshot")["paths"]]
+    assert [tifffile.imread(file).shape for file in files] == [(512, 512)] * 3 + [(512, 512, 3)]
+    assert [file.name.split("_")[1:-1] for file in files] == [
+        *(["raw"], ["enhanced", "enhanced"], ["enhanced", "inverted"], ["enhanced", "colour"])
+    ]
+    page.close()

@@ -45,6 +45,7 @@ function bar(status, lost, stale) {
   put("name", status.name);
   $("sim").hidden = status.simulated.length === 0;
   put("sim-what", ` ${status.simulated.join(", ")}`);
+  $("sim").title = status.camera?.microscope ?? "";
   const title = `${document.hidden ? "–" : lost ? "NO LINK" : word} · ${status.name} · superlens microscope`;
   if (document.title !== title) document.title = title;
   if (drawnState !== null && drawnState !== word) {
