@@ -1,0 +1,74 @@
+"""The recipe of system C: which grains and light, which networks, which losses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from models.lens.data import Conditions
+from models.recipe import Recipe, ScenesSection, Section, ValidationSection
+
+
+class LensLossSection(Section):
+    """What each network minimises: `l1` x mean absolute error in -1..1 (the labelling net: `labels` x cross-entropy)
+    plus `adversary` x what its discriminator says (Isola et al. 2017: 100 and 1).
+
+    `gan` as in `models.losses.gan_loss`; `discriminator_features` are the maps of the discriminators' first layer.
+    From the share `predicted_from` of the steps on, every other crop gives the magnifiers the masks, and the
+    shadowing net the grains, that the networks before them predict instead of the true ones: what they will get in
+    use. From the share `norms_fixed_from` on the batch norms use their running statistics, as in use.
+    """
+
+    l1: float = Field(default=100.0, gt=0)
+    labels: float = Field(default=100.0, gt=0)
+    adversary: float = Field(default=1.0, ge=0)
+    gan: Literal["log", "least-squares"] = "log"
+    discriminator_features: int = Field(default=64, ge=1)
+    predicted_from: float = Field(default=0.25, ge=0, le=1)
+    norms_fixed_from: float = Field(default=0.6, ge=0, le=1)
+
+
+class LensValidation(ValidationSection):
+    """Whole scenes, drawn with other seeds."""
+
+    scenes: int = Field(default=12, ge=1)
+
+
+class LensRecipe(Recipe):
+    """One training run of a neural lens."""
+
+    task: Literal["neural-lens"]
+    data: Conditions
+    scenes: ScenesSection
+    loss: LensLossSection = LensLossSection()
+    validation: LensValidation
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> LensRecipe:
+        multiple = 2 ** int(self.network.options.get("downs", 8))
+        if self.train.crop_px % multiple or self.scenes.side_px < self.train.crop_px:
+            raise ValueError(
+                f"train.crop_px is {self.train.crop_px}, expected a multiple of 2^downs = {multiple} of at most"
+                f" scenes.side_px = {self.scenes.side_px}"
+            )
+        if tuple(self.network.options.get("types", self.data.types)) != self.data.types:
+            raise ValueError(f"network.options.types are not data.types, {list(self.data.types)}")
+        return self
+
+    @property
+    def pixel_size_nm(self) -> float:
+        """The pixel of the pictures it is trained on."""
+        return self.data.pixel_size_nm
+
+    def tiny(self) -> LensRecipe:
+        """Eight steps of two crops of 64 px, from eight scenes."""
+        options = self.network.options | {"downs": 4, "ngf": 4, "cap": 8}
+        return (
+            # In this order every step on the way is a recipe that fits.
+            self.having("network", options=options)
+            .having("train", steps=8, crops=2, crop_px=64, warmup_steps=0, log_every=2)
+            .having("scenes", count=8, side_px=128)
+            .having("loss", discriminator_features=4)
+            .having("validation", every=4, scenes=2)
+        )

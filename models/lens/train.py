@@ -1,0 +1,173 @@
+"""What training a neural lens is: every network is a conditional GAN of its own, all of them take each step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.checkpoint import build_network
+from models.discriminator import PatchGAN
+from models.errors import RecipeError
+from models.lens import data
+from models.lens.evaluate import figures, labels_picture, lens_outputs
+from models.lens.networks import NeuralLens
+from models.lens.recipe import LensRecipe
+from models.losses import gan_loss
+from models.network import Network
+from models.train import Batch, Update, autocast
+
+Image = NDArray[np.float32]
+
+# The validation scenes must never come from the seeds of the bank.
+_VALIDATION_SEED = 1_000_000
+_BETAS = (0.5, 0.999)
+
+
+class LensTrainee:
+    """System C in training (see `models.train.Trainee`)."""
+
+    def __init__(self, recipe: LensRecipe) -> None:
+        self.recipe = recipe
+        net = build_network(recipe)
+        assert isinstance(net, NeuralLens)  # noqa: S101  # the only network of this system
+        if net.types != recipe.data.types:
+            raise RecipeError(
+                f"recipe {recipe.name}: the network labels {', '.join(net.types)}, the data are"
+                f" {', '.join(recipe.data.types)}; make network.options.types and data.types the same"
+            )
+        self.net = net
+        size = recipe.loss.discriminator_features
+        # Each judges the input of its network beside the output: 1 + types maps, or two pictures.
+        discriminators = {"label": PatchGAN(1 + len(net.types), size), "shadow": PatchGAN(2, size)}
+        discriminators |= {f"magnify_{kind}": PatchGAN(2, size) for kind in net.types}
+        self.discriminators = nn.ModuleDict(discriminators)
+        self.nets = nn.ModuleDict({"net": net, "discriminators": self.discriminators})
+        rate = recipe.train.learning_rate
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "generators": torch.optim.Adam(net.parameters(), lr=rate, betas=_BETAS),
+            "discriminators": torch.optim.Adam(self.discriminators.parameters(), lr=rate, betas=_BETAS),
+        }
+        self._bank: data.Bank
+        self._validation: list[data.Scene]
+
+    def prepare(self, *, workers: int | None) -> None:
+        """Draw the scenes."""
+        r = self.recipe
+        self._bank = data.bank(r.data, count=r.scenes.count, side_px=r.scenes.side_px, seed=r.seed, workers=workers)
+        self._validation = data.scenes(
+            r.data, count=r.validation.scenes, side_px=r.train.crop_px, seed=r.seed + _VALIDATION_SEED
+        )
+
+    def draw(self, step: int, crops: range) -> dict[str, Image]:
+        """The parts of `data.crop`, each (n, 1 or types, crop, crop)."""
+        r = self.recipe
+        drawn = [
+            data.crop(self._bank, r.data, crop_px=r.train.crop_px, rng=np.random.default_rng([r.seed, 2, step, number]))
+            for number in crops
+        ]
+        return {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
+
+    def train_step(self, batch: Batch, step: int, update: Update) -> dict[str, float]:
+        """One step of all generators, then one of all discriminators."""
+        done = step / self.recipe.train.steps
+        if done > self.recipe.loss.norms_fixed_from:
+            for module in self.net.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        pairs, losses = self.generator_step(batch, update, own=done > self.recipe.loss.predicted_from)
+        if self.recipe.loss.adversary:
+            losses |= self.discriminator_step(pairs, update)
+        return losses
+
+    def generator_step(
+        self, batch: Batch, update: Update, *, own: bool
+    ) -> tuple[dict[str, tuple[Tensor, Tensor, Tensor]], dict[str, float]]:
+        """Each network's error plus what its discriminator says, in one step; `own`: half of the crops get the
+        networks' own predictions as inputs.
+
+        Returns
+        -------
+        (input, output, truth) by network, outputs detached, and the losses to log.
+        """
+        net, weights = self.net, self.recipe.loss
+        image, maps, on_black = batch["image"], batch["maps"], batch["on_black"]
+        # Which crops (n, 1, 1, 1) get predictions.
+        chosen = (torch.rand(len(image), 1, 1, 1) < 0.5) & own
+        with autocast(self.recipe.train):
+            scores = net.scores(image).float()
+            true_masks = net.dilated(maps)
+            masks = torch.where(chosen, net.masks(scores.detach()), true_masks)
+            magnified = net.magnified(image, masks).float()
+            grains = torch.where(chosen, (magnified.detach() * masks).sum(1, keepdim=True).clamp(0, 1), on_black)
+            shadowed = net.shadowed(grains).float()
+        pairs = {"label": (image, _shares(scores), maps), "shadow": (grains, shadowed, batch["shadowed"])}
+        for index, kind in enumerate(net.types):
+            one = slice(index, index + 1)
+            pairs[f"magnify_{kind}"] = (image * masks[:, one], magnified[:, one], on_black * true_masks[:, one])
+
+        errors = {name: 2 * (output - truth).abs().mean() for name, (_, output, truth) in pairs.items()}
+        total = weights.l1 * sum(error for name, error in errors.items() if name != "label")
+        errors["label"] = _cross_entropy(scores, maps)
+        total = total + weights.labels * errors["label"]
+        losses = {name: float(error.detach()) for name, error in errors.items()}
+        if weights.adversary:
+            self.discriminators.requires_grad_(False)
+            with autocast(self.recipe.train):
+                fooled = [
+                    gan_loss(weights.gan, self.discriminators[name](torch.cat([given, output], 1)).float(), True)
+                    for name, (given, output, _) in pairs.items()
+                ]
+            self.discriminators.requires_grad_(True)
+            total = total + weights.adversary * sum(fooled)
+        losses["generators"] = update("generators", total)
+        return {name: (given, output.detach(), truth) for name, (given, output, truth) in pairs.items()}, losses
+
+    def discriminator_step(self, pairs: dict[str, tuple[Tensor, Tensor, Tensor]], update: Update) -> dict[str, float]:
+        """Each discriminator on true and generated outputs, half the weight each (Isola et al. 2017)."""
+        total = torch.zeros(())
+        with autocast(self.recipe.train):
+            for name, (given, output, truth) in pairs.items():
+                judge = self.discriminators[name]
+                for picture, real in ((truth, True), (output, False)):
+                    verdict = judge(torch.cat([given, picture], 1)).float()
+                    total = total + 0.5 * gan_loss(self.recipe.loss.gan, verdict, real)
+        return {"discriminators": update("discriminators", total)}
+
+    def validate(self, net: Network) -> dict[str, float]:
+        """PSNR of the shadowed picture decides; spikes and labels for the log."""
+        infer = lens_outputs(net)
+        report = figures(infer, self._validation, self.recipe.data)
+        return {
+            "psnr_db": report["psnr_db"]["output"],
+            "f1": report["spikes"]["f1"],
+            "std_x_px": report["spikes"]["std_x_px"] or 0.0,
+            "std_y_px": report["spikes"]["std_y_px"] or 0.0,
+            "iou": report["labels"]["iou"],
+            "leak": report["leak"],
+            "own_energy": report["own_energy"],
+        }
+
+    def pictures(self, net: Network) -> Image:
+        """Rows of input, shadowed picture, truth, map, true map."""
+        infer = lens_outputs(net)
+        rows = []
+        for scene in self._validation[:3]:
+            made = infer(scene.image)
+            grey = [np.repeat(part[..., None], 3, -1) for part in (scene.image, made["shadowed"], scene.shadowed)]
+            rows.append(np.concatenate([*grey, made["map"], labels_picture(scene.labels)], axis=1))
+        return np.concatenate(rows)
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """The probabilities of the types; the background's logit is 0."""
+    return torch.softmax(functional.pad(scores, (0, 0, 0, 0, 1, 0)), 1)[:, 1:]
+
+
+def _cross_entropy(scores: Tensor, maps: Tensor) -> Tensor:
+    """Of the background, whose logit is 0, and the types against maps (n, types, h, w) of 0 and 1."""
+    nothing = 1 - maps.sum(1)
+    likelihood = torch.log_softmax(functional.pad(scores, (0, 0, 0, 0, 1, 0)), 1)
+    return -(likelihood[:, 0] * nothing + (likelihood[:, 1:] * maps).sum(1)).mean()
