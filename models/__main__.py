@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import threading
@@ -70,6 +71,35 @@ def fit(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         print(train(recipe, out, resume=resume, init=init, workers=workers, until=until, stop=stop))
+
+
+@main.command()
+@click.argument("checkpoint", type=_file)
+@click.option(
+    "--data",
+    default="synthetic:heldout",
+    show_default=True,
+    help="synthetic:heldout, real:heldout, or a folder made by superlens-train pairs.",
+)
+@click.option("--data-dir", type=_folder, help="Folder of images for real:heldout.")
+@click.option("--html", type=_file, help="Write the whole report with pictures; takes minutes.")
+@click.option("--json", "json_to", metavar="FILE", help="Write the report as JSON to FILE, - is the terminal.")
+def evaluate(checkpoint: Path, data: str, data_dir: Path | None, html: Path | None, json_to: str | None) -> None:
+    """Judge CHECKPOINT as superlens-export evaluate judges a bundle, before there is one; torch in FP32."""
+    with _one_clear_error():
+        from models.checkpoint import load_checkpoint, subject_of
+        from models.evaluate import evaluate as judge
+        from models.evaluate import text_report
+
+        name, folder = (data, data_dir) if data.endswith(":heldout") else ("pairs", Path(data))
+        judgement = judge(subject_of(load_checkpoint(checkpoint)), name, folder=folder, thorough=html is not None)
+        if html is not None:
+            from models.report import html_report
+
+            html.write_text(html_report(judgement, title=f"{checkpoint} on {data}"), encoding="utf-8")
+        if json_to not in (None, "-"):
+            Path(json_to).write_text(json.dumps(judgement.report, indent=2) + "\n", encoding="utf-8")
+        print(json.dumps(judgement.report, indent=2) if json_to == "-" else text_report(judgement.report))
 
 
 def _changed(recipe: Recipe, data: Path | None, tiny: bool, steps: int | None, seed: int | None) -> Recipe:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.errors import CheckpointError, ModelsError
-from models.network import Network
+from models.evaluate import Subject
+from models.network import Network, infer_with
 from models.recipe import Recipe, parse_recipe
 from models.systems import SYSTEMS, imported
 
@@ -71,6 +72,21 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except (ModelsError, RuntimeError) as exc:
         raise CheckpointError(f"{path} does not fit its network {recipe.network.name}: {exc}; train it again") from exc
     return Checkpoint(net.eval(), recipe, step)
+
+
+def subject_of(checkpoint: Checkpoint) -> Subject:
+    """The checkpoint as somebody to judge, run by torch in FP32."""
+    net, recipe = checkpoint.net, checkpoint.recipe
+    return Subject(
+        name=recipe.name,
+        task=recipe.task,
+        infer=infer_with(net),
+        scale=net.scale,
+        halo_px=net.halo_px,
+        pixel_size_nm=recipe.pixel_size_nm,
+        outputs=tuple(output.name for output in net.outputs),
+        recipe=recipe,
+    )
 
 
 def load_weights(net: Network, path: Path) -> None:

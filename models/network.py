@@ -6,10 +6,14 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.errors import RecipeError
+
+Image = NDArray[np.float32]
 
 
 class Output(NamedTuple):
@@ -51,6 +55,22 @@ def build(networks: Mapping[str, Callable[..., Network]], name: str, options: Ma
         return constructor(**options)
     except (TypeError, ValueError) as exc:
         raise RecipeError(f"network {name!r} does not take {dict(options)}: {exc}; correct [network]") from exc
+
+
+def infer_with(net: Network) -> Callable[[Image], dict[str, Image]]:
+    """The network as a function of one picture (h, w) in 0..1 to its outputs by name, (h, w) or (h, w, 3)."""
+    fused = net.fused()
+
+    def infer(image: Image) -> dict[str, Image]:
+        with torch.inference_mode():
+            made = fused(torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None, None])
+        tensors = (made,) if isinstance(made, Tensor) else made
+        return {
+            output.name: np.asarray(tensor[0, 0] if output.channels == 1 else tensor[0].permute(1, 2, 0))
+            for output, tensor in zip(fused.outputs, tensors, strict=True)
+        }
+
+    return infer
 
 
 def parameter_count(net: nn.Module) -> int:

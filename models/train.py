@@ -120,14 +120,14 @@ def fit(
     CheckpointError
         There is nothing to resume, something that `resume` should not overwrite, or no room to save.
     """
-    with _Ranks() as ranks:
+    with Ranks() as ranks:
         return _fit(recipe, out, ranks, resume, init, workers, until, stop or threading.Event())
 
 
 def _fit(
     recipe: Recipe,
     out: Path,
-    ranks: _Ranks,
+    ranks: Ranks,
     resume: bool,
     init: Path | None,
     workers: int | None,
@@ -177,7 +177,7 @@ def _fit(
             ahead.append(drawer.submit(trainee.draw, step + _AHEAD, crops))
             torch.manual_seed(_step_seed(recipe.seed, step, ranks.rank))
             try:
-                losses = trainee.train_step(batch, step, _update(trainee, t, step, ranks))
+                losses = trainee.train_step(batch, step, update_of(trainee, t, step, ranks))
             except DivergedError:
                 save_tensors(out / "diverged.safetensors", batch, {"step": step, "recipe": recipe.name})
                 raise
@@ -240,7 +240,8 @@ def autocast(t: TrainSection) -> AbstractContextManager[None]:
     return torch.autocast("cpu", torch.bfloat16, enabled=t.precision == "bf16")
 
 
-def _update(trainee: Trainee, t: TrainSection, step: int, ranks: _Ranks) -> Update:
+def update_of(trainee: Trainee, t: TrainSection, step: int, ranks: Ranks) -> Update:
+    """What a step of this number does with a loss: gradients, their mean over the ranks, clip, rate, optimiser."""
     rate = learning_rate(step, t)
 
     def update(name: str, loss: Tensor) -> float:
@@ -280,14 +281,14 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
-class _Ranks:
+class Ranks:
     """The processes of `torchrun`, or one: gradients and losses are means over them, rank 0 writes."""
 
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.first = self.rank == 0
 
-    def __enter__(self) -> _Ranks:
+    def __enter__(self) -> Ranks:
         if self.size > 1:
             distributed.init_process_group("gloo")
         return self

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-# Tiny networks gain nothing from several threads, and spinning ones would slow each other down. Before torch is imported.
+# Tiny networks gain nothing from several threads, and spinning ones slow each other down. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ from models.enhance import data
 from models.enhance.recipe import EnhanceRecipe, PairsSection
 from models.errors import RecipeError
 from models.losses import enhancement_loss
-from models.network import Network
+from models.network import Network, infer_with
 from models.pairs import read_pairs
 from models.train import Batch, Update, autocast
 
@@ -71,8 +70,8 @@ class EnhanceTrainee:
 
     def validate(self, net: Network) -> dict[str, float]:
         """Raw and corrected PSNR: which run is best is decided by structure and level together."""
-        infer = _infer_with(net)
-        outputs = [infer(image) for image, _ in self._validation]
+        infer, shown = infer_with(net), net.outputs[0].name
+        outputs = [infer(image)[shown] for image, _ in self._validation]
         truths = [truth for _, truth in self._validation]
         border = net.halo_px * net.scale
         return {
@@ -82,11 +81,11 @@ class EnhanceTrainee:
 
     def pictures(self, net: Network) -> Image:
         """Rows of input, output and truth."""
-        infer = _infer_with(net)
+        infer, shown = infer_with(net), net.outputs[0].name
         rows = []
         for image, truth in self._validation[:4]:
             enlarged = np.kron(image, np.ones((net.scale, net.scale), np.float32))
-            rows.append(np.concatenate([enlarged, infer(image), truth], axis=1))
+            rows.append(np.concatenate([enlarged, infer(image)[shown], truth], axis=1))
         width = min(row.shape[1] for row in rows)
         return np.concatenate([row[:, :width] for row in rows])
 
@@ -142,13 +141,3 @@ class _Folder:
             scales=self._section.scales,
         )
         return image, truth
-
-
-def _infer_with(net: Network) -> Callable[[Image], Image]:
-    fused = net.fused()
-
-    def infer(image: Image) -> Image:
-        with torch.inference_mode():
-            return np.asarray(fused(torch.from_numpy(np.ascontiguousarray(image))[None, None])[0, 0].numpy())
-
-    return infer

@@ -21,12 +21,13 @@ from export.__main__ import main
 from export.errors import ExportError, ParityError
 from export.manifest import Bundle, load_bundle
 from export.runtime import infer_with
-from export.to_onnx import convert, verify
+from export.to_onnx import convert, graph_of, verify
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.enhance.networks import RTNetG
-from models.recipe import Recipe
+from models.enhance.networks import RTNet
+from models.enhance.recipe import EnhanceRecipe
+from models.network import Network, Output
 
-RECIPE = Recipe.model_validate(
+RECIPE = EnhanceRecipe.model_validate(
     {
         "name": "toy",
         "task": "enhance",
@@ -48,8 +49,6 @@ RECIPE = Recipe.model_validate(
             "warmup_steps": 0,
             "clip": 1,
             "ema": 0.9,
-            "gradient_weight": 0.5,
-            "epsilon": 0.01,
             "precision": "fp32",
         },
         "validation": {"images_per_family": 1, "side_px": 96, "every": 1},
@@ -60,11 +59,11 @@ RECIPE = Recipe.model_validate(
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(2)
-    net = RTNetG(features=8, blocks=2)
+    net = RTNet(features=8, blocks=2, illumination=True)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    path = tmp_path_factory.mktemp("checkpoint") / "ema.safetensors"
+    path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
     save_checkpoint(path, net, RECIPE, 1)
     return path
 
@@ -83,7 +82,7 @@ def test_a_bundle_is_complete_and_its_manifest_tells_the_truth(bundle: Bundle, c
     assert (manifest.inputs[0].name, manifest.outputs[0].name) == ("image", "enhanced")
     assert manifest.verify.max_abs_error < 1e-5
     assert (171, 128) in manifest.verify.shapes_px
-    assert "synthetic pairs" in (bundle.folder / "README.md").read_text()
+    assert "**synthetic** images only" in (bundle.folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -94,7 +93,7 @@ def test_every_engine_gives_torchs_picture_at_odd_sizes(
     image = np.random.default_rng(0).random(shape_px, dtype=np.float32)
     with torch.inference_mode():
         expected = load_checkpoint(checkpoint).net(torch.from_numpy(image)[None, None])[0, 0].numpy()
-    np.testing.assert_allclose(infer_with(bundle.model_path(), engine)(image), expected, atol=1e-4)
+    np.testing.assert_allclose(infer_with(bundle.model_path(), engine)(image)["enhanced"], expected, atol=1e-4)
 
 
 def test_openvino_reshapes_the_graph_to_a_camera(bundle: Bundle) -> None:
@@ -114,6 +113,39 @@ def test_the_graph_is_small_and_carries_nothing_of_this_machine(bundle: Bundle) 
     assert len(kinds) < 60
     assert b"/work" not in data
     assert str(Path(__file__).parents[2]).encode() not in data
+
+
+class Coloured(Network):
+    """Two outputs, one in colour, twice as large, of sides that must be multiples of 32."""
+
+    outputs = (Output("grey"), Output("colour", 3))
+    scale = 2
+    side_multiple_px = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = torch.nn.Conv2d(1, 4, 32, stride=32)
+        self.grey = torch.nn.ConvTranspose2d(4, 1, 64, stride=64)
+        self.colour = torch.nn.ConvTranspose2d(4, 3, 64, stride=64)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low = self.down(image)
+        return self.grey(low).clamp(0, 1), self.colour(low).clamp(0, 1)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_several_outputs_keep_their_names_channels_and_sizes(tmp_path: Path, engine: str) -> None:
+    torch.manual_seed(4)
+    net = Coloured().eval()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph_of(net))
+    assert verify(path, net).shapes_px == ((32, 32), (192, 128), (256, 256), (512, 512))
+    made = infer_with(path, engine)(np.random.default_rng(0).random((64, 96), dtype=np.float32))
+    assert {name: picture.shape for name, picture in made.items()} == {"grey": (128, 192), "colour": (128, 192, 3)}
+    shapes = [
+        [d.dim_param or d.dim_value for d in put.type.tensor_type.shape.dim] for put in onnx.load(path).graph.output
+    ]
+    assert shapes == [[1, 1, "2*height", "2*width"], [1, 3, "2*height", "2*width"]]
 
 
 def test_converting_twice_gives_the_same_file(bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
@@ -155,7 +187,8 @@ def test_the_command_line_converts_and_prints_json(checkpoint: Path, tmp_path: P
     [
         (["convert", "nowhere.safetensors", "--out", "b"], "is not a file"),
         (["evaluate", "nowhere"], "is not a model bundle"),
-        (["evaluate", "BUNDLE", "--data", "imagenet"], "no data set 'imagenet'"),
+        (["evaluate", "BUNDLE", "--data", "imagenet"], "imagenet"),
+        (["evaluate", "BUNDLE", "--data", "dream:heldout"], "no data set 'dream:heldout'"),
         (["evaluate", "BUNDLE", "--data", "real:heldout"], "--data-dir"),
     ],
 )
