@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_laplace, label, maximum_filter
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+Image = NDArray[np.float32]
 Points = NDArray[np.float64]
+
+_RING = 4  # the dark ring of a bright blob ends within so many sigma
 
 
 class Matches(NamedTuple):
@@ -116,6 +121,129 @@ def chance_f1(
     rng = np.random.default_rng(found_count)
     scores = [match(rng.random((found_count, 2)) * shape_px, true_yx, radius_px).f1 for _ in range(draws)]
     return float(np.mean(scores))
+
+
+def blob_response(image: Image, sigma_px: float) -> Image:
+    """How much a picture looks like a Gaussian blob of this standard deviation, in units of the blob's height.
+
+    -2 sigma^2 times the Laplacian of Gaussian (Lindeberg 1998): positive on bright blobs, blind to a level and to a
+    slope. The matched filter of a small particle seen through a PSF about as wide, less its surroundings.
+    """
+    # Cut off at scipy's usual 4 sigma, the kernel would not be blind to a level.
+    response = gaussian_laplace(image.astype(np.float64), sigma_px, mode="reflect", truncate=7.0)
+    return np.asarray(-2 * sigma_px**2 * response, dtype=np.float32)
+
+
+def find_blobs(image: Image, *, sigma_px: float, threshold: float, border_px: int = 0, dark: bool = False) -> Points:
+    """Places where a picture looks most like a blob.
+
+    Parameters
+    ----------
+    sigma_px
+        As `blob_response`; of two candidates nearer than this the stronger one counts.
+    threshold
+        Least response, in units of the picture: see `threshold_for`.
+    border_px
+        Nothing is looked for that near to the edge.
+    dark
+        Whether blobs are darker than their surroundings.
+
+    Returns
+    -------
+    (n, 2) positions (y, x) in px, to a fraction of a pixel by a parabola in each direction.
+    """
+    response = blob_response(-image if dark else image, sigma_px)
+    peaks = _peaks(response, sigma_px, border_px)
+    return _refined(response, peaks[response[peaks[:, 0], peaks[:, 1]] > threshold])
+
+
+def threshold_for(
+    backgrounds: Sequence[Image],
+    false_per_1e6_px: float,
+    *,
+    sigma_px: float,
+    border_px: int = 0,
+    dark: bool = False,
+) -> float:
+    """The threshold at which empty pictures give this many blobs per million pixels: a fixed false-alarm rate.
+
+    Raises
+    ------
+    ValueError
+        The pictures are too few to tell: less than one false alarm would be expected in them.
+    """
+    strengths, area_px = _strengths(backgrounds, sigma_px, border_px, dark)
+    allowed = int(false_per_1e6_px * area_px / 1e6)
+    if allowed < 1:
+        raise ValueError(
+            f"{area_px} px of background are expected to hold {false_per_1e6_px * area_px / 1e6:.2g} false blobs, too"
+            f" few to set a threshold by; give at least {math.ceil(1e6 / false_per_1e6_px)} px"
+        )
+    strengths = np.sort(strengths)[::-1]
+    return max(float(strengths[allowed]), 0.0) if allowed < len(strengths) else 0.0
+
+
+def false_features_per_1e6_px(
+    backgrounds: Sequence[Image], *, sigma_px: float, least: float = 0.02, border_px: int = 0
+) -> float:
+    """Blobs, bright or dark, that somebody would take for features in pictures of nothing, per million pixels.
+
+    A feature stands out from its picture's own noise by five robust standard deviations of the response (1.4826 times
+    the median absolute deviation), and is higher than `least`, below which nobody sees it.
+    """
+    count = area_px = 0
+    for image in backgrounds:
+        response = blob_response(image, sigma_px)
+        inside = response[border_px : image.shape[0] - border_px, border_px : image.shape[1] - border_px]
+        noise = 1.4826 * float(np.median(np.abs(inside - np.median(inside))))
+        peaks = _peaks(np.abs(response), sigma_px, border_px)
+        strengths = np.abs(response)[peaks[:, 0], peaks[:, 1]]
+        order = np.argsort(-strengths)
+        peaks = peaks[order[strengths[order] > max(5 * noise, least)]]
+        # A blob has a ring of the other sign around it, which is no feature of its own.
+        while len(peaks):
+            count += 1
+            peaks = peaks[np.hypot(*(peaks - peaks[0]).T) > _RING * sigma_px]
+        area_px += inside.size
+    return 1e6 * count / area_px
+
+
+def _strengths(images: Sequence[Image], sigma_px: float, border_px: int, dark: bool) -> tuple[NDArray[np.float32], int]:
+    """The responses of all candidates in some pictures, and the area that was searched."""
+    strengths = []
+    area_px = 0
+    for image in images:
+        response = blob_response(-image if dark else image, sigma_px)
+        peaks = _peaks(response, sigma_px, border_px)
+        strengths.append(response[peaks[:, 0], peaks[:, 1]])
+        area_px += (image.shape[0] - 2 * border_px) * (image.shape[1] - 2 * border_px)
+    return np.concatenate(strengths), area_px
+
+
+def _peaks(response: Image, sigma_px: float, border_px: int) -> NDArray[np.intp]:
+    """(n, 2) pixels that are the highest within sigma, at least `border_px` and one pixel inside."""
+    reach = max(math.ceil(sigma_px), 1)
+    top = (response == maximum_filter(response, 2 * reach + 1, mode="nearest")) & (response > 0)
+    edge = max(border_px, 1)
+    # Neighbours of equal height are one peak: the first of them stands for all.
+    labels, _ = label(top[edge:-edge, edge:-edge], np.ones((3, 3)))
+    places = np.argwhere(labels) + edge
+    _, first = np.unique(labels[labels > 0], return_index=True)
+    return places[first]
+
+
+def _refined(response: Image, peaks: NDArray[np.intp]) -> Points:
+    """Each peak moved to the top of the parabola through it and its neighbours, by half a pixel at most."""
+    places = peaks.astype(np.float64)
+    for axis, step in enumerate(((1, 0), (0, 1))):
+        before, here, after = (
+            response[peaks[:, 0] + sign * step[0], peaks[:, 1] + sign * step[1]].astype(np.float64)
+            for sign in (-1, 0, 1)
+        )
+        bend = before - 2 * here + after
+        shift = np.divide(before - after, 2 * bend, out=np.zeros_like(bend), where=bend < 0)
+        places[:, axis] += np.clip(shift, -0.5, 0.5)
+    return places
 
 
 def _points(values: NDArray[np.floating], name: str) -> Points:

@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.detection import Matches, chance_f1, match, pooled
+from models.detection import (
+    Matches,
+    blob_response,
+    chance_f1,
+    false_features_per_1e6_px,
+    find_blobs,
+    match,
+    pooled,
+    threshold_for,
+)
+
+Image = NDArray[np.float32]
 
 NONE = np.empty((0, 2))
 
@@ -97,3 +108,73 @@ def test_chance_finds_what_its_share_of_the_area_says() -> None:
     rate = chance_f1(1, np.array([[50.0, 50]]), 20, (100, 100), draws=4000)
     assert rate == pytest.approx(math.pi * 20**2 / 100**2, abs=0.02)
     assert chance_f1(0, np.array([[50.0, 50]]), 20, (100, 100)) == 0
+
+
+def _blobs(centres: NDArray[np.float64], height: float, sigma_px: float, shape: tuple[int, int] = (120, 140)) -> Image:
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = sum(np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * sigma_px**2)) for cy, cx in centres)
+    return np.asarray(0.3 + height * np.asarray(image), dtype=np.float32)
+
+
+CENTRES = np.array([[30.2, 41.7], [80.0, 20.5], [60.6, 100.1], [95.3, 110.4]])
+
+
+def test_the_response_to_a_blob_of_its_own_size_is_the_blobs_height() -> None:
+    response = blob_response(_blobs(np.array([[60.0, 70.0]]), 0.2, 2.0), 2.0)
+    assert response[60, 70] == pytest.approx(0.2, rel=0.02)
+    assert response.argmax() == 60 * 140 + 70
+
+
+def test_a_level_and_a_slope_are_no_blobs() -> None:
+    slope = np.add.outer(0.01 * np.arange(60), 0.005 * np.arange(80)).astype(np.float32)
+    assert np.abs(blob_response(slope, 2.0)[15:-15, 15:-15]).max() < 1e-5
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_blobs_are_found_to_a_tenth_of_a_pixel(dark: bool) -> None:
+    image = _blobs(CENTRES, -0.1 if dark else 0.1, 2.0)
+    found = find_blobs(image, sigma_px=2.0, threshold=0.05, dark=dark)
+    matches = match(found, CENTRES, 1.0)
+    assert matches.f1 == 1
+    assert np.abs(matches.error_px).max() < 0.1
+    assert len(find_blobs(image, sigma_px=2.0, threshold=0.05, dark=not dark)) == 0
+
+
+def test_nothing_is_looked_for_in_the_border() -> None:
+    found = find_blobs(_blobs(CENTRES, 0.1, 2.0), sigma_px=2.0, threshold=0.05, border_px=35)
+    assert match(found, CENTRES[2:3], 1.0).f1 == 1
+
+
+def _empty(count: int, seed: int) -> list[Image]:
+    rng = np.random.default_rng(seed)
+    return [(0.5 + 0.02 * rng.standard_normal((256, 256))).astype(np.float32) for _ in range(count)]
+
+
+def test_the_threshold_gives_its_false_alarm_rate_on_other_backgrounds_too() -> None:
+    threshold = threshold_for(_empty(16, 1), 40, sigma_px=1.5)
+    others = _empty(16, 2)
+    false = sum(len(find_blobs(image, sigma_px=1.5, threshold=threshold)) for image in others)
+    expected = 40e-6 * 16 * 256**2
+    assert abs(false - expected) < 4 * expected**0.5
+
+
+def test_a_background_too_small_for_the_rate_is_refused() -> None:
+    with pytest.raises(ValueError, match="give at least 100000 px"):
+        threshold_for(_empty(1, 1), 10, sigma_px=2)
+    assert threshold_for([np.zeros((256, 256), np.float32)] * 2, 10, sigma_px=2) == 0
+
+
+def test_noise_has_no_false_features_and_invented_dots_are_counted() -> None:
+    empty = _empty(4, 3)
+    noise_alone = false_features_per_1e6_px(empty, sigma_px=1.5)
+    assert noise_alone < 8
+    empty[0][50:53, 60:63] += 0.3
+    empty[2][150:153, 60:63] -= 0.3
+    invented = false_features_per_1e6_px(empty, sigma_px=1.5) - noise_alone
+    assert invented == pytest.approx(2e6 / (4 * 256**2), rel=0.01)
+
+
+def test_what_nobody_could_see_is_no_feature() -> None:
+    flat = np.full((128, 128), 0.5, np.float32)
+    flat[60:63, 60:63] += 0.001
+    assert false_features_per_1e6_px([flat], sigma_px=1.5) == 0
