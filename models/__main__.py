@@ -102,6 +102,61 @@ def evaluate(checkpoint: Path, data: str, data_dir: Path | None, html: Path | No
         print(json.dumps(judgement.report, indent=2) if json_to == "-" else text_report(judgement.report))
 
 
+@main.command()
+@click.argument("recipes", nargs=-1, metavar="CONFIG CONFIG...")
+@click.option("--out", type=_folder, required=True, help="Folder for the runs; those that are there are kept.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Training time of each run.")
+@click.option("--seeds", default="1,2,3", show_default=True, help="Seeds, with commas.")
+@click.option("--workers", type=click.IntRange(1), help="As for fit.")
+@click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON to FILE, - is the terminal.")
+def compare(
+    recipes: tuple[str, ...], out: Path, minutes: float, seeds: str, workers: int | None, json_to: str | None
+) -> None:
+    """Train recipes for equal time with several seeds: mean and standard deviation of every figure."""
+    with _one_clear_error():
+        try:
+            numbers = [int(seed) for seed in seeds.split(",")]
+        except ValueError as exc:
+            raise click.BadParameter(f"{seeds!r}, expected whole numbers with commas", param_hint="--seeds") from exc
+        from models.compare import compare as run
+
+        result = run([read_recipe(name) for name in recipes], out, seeds=numbers, minutes=minutes, workers=workers)
+        if json_to not in (None, "-"):
+            Path(json_to).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if json_to == "-":
+            print(json.dumps(result, indent=2))
+            return
+        for figure, by_recipe in result["figures"].items():
+            values = (f"{name} {value['mean']:.3f} ± {value['std']:.3f}" for name, value in by_recipe.items())
+            print(f"{figure:48s}" + "   ".join(values))
+
+
+@main.command()
+@click.argument("config", type=_file)
+@click.option("--option", help="Time the network with this option too, such as collapsed=false.")
+@click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON to FILE, - is the terminal.")
+def bench(config: Path, option: str | None, json_to: str | None) -> None:
+    """Training steps per second of CONFIG, and of a variant in turns with it: their ratio is the figure to quote."""
+    with _one_clear_error():
+        from models.compare import step_times_s
+
+        recipe = read_recipe(config)
+        recipes = {recipe.name: recipe}
+        if option is not None:
+            name, _, value = option.partition("=")
+            try:
+                options = recipe.network.options | {name: json.loads(value)}
+            except ValueError as exc:
+                raise click.BadParameter(f"{option!r}, expected NAME=VALUE", param_hint="--option") from exc
+            recipes[f"{recipe.name} {option}"] = recipe.having("network", options=options)
+        rates = {label: round(1 / time_s, 2) for label, time_s in step_times_s(recipes, workers=1).items()}
+        first, *others = rates.values()
+        result = {"steps_per_s": rates, "ratio": [round(first / other, 3) for other in others]}
+        if json_to not in (None, "-"):
+            Path(json_to).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(json.dumps(result, indent=2))
+
+
 def _changed(recipe: Recipe, data: Path | None, tiny: bool, steps: int | None, seed: int | None) -> Recipe:
     if data is not None:
         recipe = recipe.with_pairs(data)
