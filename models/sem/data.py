@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,14 +18,18 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from models.electrons import form_sem
+from models.errors import RecipeError
 from models.exposure import Exposure, Span
 from models.families import FAMILIES
 from models.optics import Optics
 from models.relief import Relief, render_relief, see
+from models.samples import load_specimen
 
 Image = NDArray[np.float32]
 
 Aperture = float | Literal["traced"]
+
+_IMAGES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"}
 
 # Walls are steep: the electron picture is formed on a grid twice as fine as the camera's, and averaged.
 _FINE = 2
@@ -96,25 +101,52 @@ def background(*, images: int = 4, side_px: int = 256) -> list[Pair]:
     return pairs(conditions, images_per_family=images, side_px=side_px, seed=_HELDOUT_SEED + 1)
 
 
+def real_heldout(folder: Path, *, side_px: int = 256, height_um: float = 0.15) -> list[Pair]:
+    """`real:heldout`: the middle of every image of a folder as a specimen, seen as `synthetic:heldout` is.
+
+    Its grey values stand for reflectivity, height and material alike, one pixel of theirs for one of ours: real
+    structure, simulated optics and electrons.
+    """
+    seen = []
+    for number, path in enumerate(sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGES)):
+        image = load_specimen(path, HELDOUT.pixel_size_nm).reflectivity
+        if min(image.shape) >= side_px:
+            y, x = ((side - side_px) // 2 for side in image.shape)
+            part = np.ascontiguousarray(image[y : y + side_px, x : x + side_px])
+            relief = Relief(part, part * np.float32(height_um), part)
+            truth = form_sem(relief, HELDOUT.pixel_size_nm)
+            seen.append(_pair(path.stem, relief, truth, HELDOUT, [_HELDOUT_SEED + 2, number], number, 0))
+    if not seen:
+        raise RecipeError(f"{folder} has no image of at least {side_px} x {side_px} px; give a folder with some")
+    return seen
+
+
 def pairs(conditions: Conditions, *, images_per_family: int, side_px: int, seed: int) -> list[Pair]:
     """A fixed set of whole images: every family in turn; apertures, heights and noise levels evenly mixed."""
     made = []
     for number, family in enumerate(conditions.families * images_per_family):
-        rng = np.random.default_rng([seed, number])
-        # Different steps, so that every family meets every aperture, height and noise level in turn.
         turn, place = divmod(number, len(conditions.families))
-        aperture = conditions.effective_na[(turn + place) % len(conditions.effective_na)]
         height_um = conditions.height_um[(turn + place // 2) % len(conditions.height_um)]
-        photons = conditions.photons[(2 * turn + place) % len(conditions.photons)]
-        focus_um = rng.uniform(*conditions.focus_um)
         relief, truth = _specimen(family, conditions, side_px, height_um, seed + number)
-        optics, middle_um = conditions.optics(aperture), float(np.ptp(relief.height_um)) / 2
-        seen = see(relief, optics, pixel_size_nm=conditions.pixel_size_nm, focus_um=middle_um + focus_um)
-        image, light = conditions.observe(seen, photons, rng)
-        psf, defocused = (optics.psf(conditions.pixel_size_nm, defocus_um=z) for z in (0.0, focus_um))
-        name = f"{family} NA {aperture} {photons:g} photons, {height_um:g} um high, focus {focus_um:+.2f} um"
-        made.append(Pair(name, image, truth, light, psf, defocused))
+        name = f"{family} {height_um:g} um high"
+        made.append(_pair(name, relief, truth, conditions, [seed, number], turn, place))
     return made
+
+
+def _pair(
+    name: str, relief: Relief, truth: Image, conditions: Conditions, seed: list[int], turn: int, place: int
+) -> Pair:
+    rng = np.random.default_rng(seed)
+    # Different steps for both, so that every family meets every aperture and noise level in turn.
+    aperture = conditions.effective_na[(turn + place) % len(conditions.effective_na)]
+    photons = conditions.photons[(2 * turn + place) % len(conditions.photons)]
+    focus_um = rng.uniform(*conditions.focus_um)
+    optics, middle_um = conditions.optics(aperture), float(np.ptp(relief.height_um)) / 2
+    seen = see(relief, optics, pixel_size_nm=conditions.pixel_size_nm, focus_um=middle_um + focus_um)
+    image, light = conditions.observe(seen, photons, rng)
+    psf, defocused = (optics.psf(conditions.pixel_size_nm, defocus_um=z) for z in (0.0, focus_um))
+    name = f"{name} NA {aperture} {photons:g} photons focus {focus_um:+.2f} um"
+    return Pair(name, image, truth, light, psf, defocused)
 
 
 class Scenes(NamedTuple):
