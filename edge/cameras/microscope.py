@@ -12,15 +12,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.config import PIXEL_SIZE_TOLERANCE, Config, OpticsConfig
 from export.manifest import Manifest
+from models import pollen
 from models.optics import Optics
-from models.samples import demo_specimen, load_specimen, render, resample
+from models.samples import demo_specimen, load_specimen, resample
 
 Image = NDArray[np.float32]
 
@@ -29,8 +30,33 @@ log = logging.getLogger(__name__)
 TRAVEL_UM = 100.0
 LENS_NA, LENS_MAGNIFICATION = 0.4, 20.0
 """The objective of the neural lens (Grant-Jacob et al. 2019)."""
-POLLEN_CELL_UM = 85.0
-"""Side of the fields that the pollen specimen is put together from."""
+GRAINS_PER_UM2 = 6e-4
+"""Pollen: some four grains in a field of 85 um, the width of the paper's picture."""
+RADIUS_UM, SPIKE_UM = (6.2, 10.0), (4.7, 1.55)
+"""Of the grains, and length and foot of their spikes: the middle of what the neural lens was trained on."""
+
+
+class Lamp(NamedTuple):
+    """The light of the simulated microscope in the nominal exposure.
+
+    Attributes
+    ----------
+    photons
+        That a pixel of reflectivity 1 on the axis receives.
+    level
+        Of full scale: where the camera's gain puts it.
+    veil
+        Share of light that never saw the specimen: reflections of the sphere's own surfaces lower the contrast.
+    """
+
+    photons: float
+    level: float
+    veil: float
+
+
+SPHERE_LAMP = Lamp(8000.0, 0.85, 0.25)
+OBJECTIVE_LAMP = Lamp(280.0, 0.70, 0.45)
+"""The middle of what the neural lens was trained on: short exposures of living grains in a hazy field."""
 
 
 @dataclass(frozen=True)
@@ -132,22 +158,18 @@ def draw_specimen(config: Config, optics: Optics) -> Callable[[], Image]:
 
 
 def _pollen(size_um: float, pixel_size_nm: float, *, seed: int) -> Image:
-    """Pollen grains on a slide, (side, side) reflectivity of 0 to 1."""
-    cell_px = round(POLLEN_CELL_UM * 1e3 / pixel_size_nm)
+    """Spiny and smooth pollen grains on a slide, (side, side) reflectivity of 0 to 1."""
+    rng = np.random.default_rng(seed)
     side_px = math.ceil(size_um * 1e3 / pixel_size_nm)
-    cells = math.ceil(side_px / cell_px)
-    rows = [
-        np.hstack(
-            [
-                render(
-                    "pollen",
-                    shape_px=(cell_px, cell_px),
-                    pixel_size_nm=pixel_size_nm,
-                    seed=seed + row * cells + column,
-                )
-                for column in range(cells)
-            ]
-        )
-        for row in range(cells)
-    ]
-    return np.ascontiguousarray(np.vstack(rows)[:side_px, :side_px])
+    length_um, foot_um = SPIKE_UM
+    # Where a grain finds no room it is left out, so the large ones go first.
+    radii_um = sorted(rng.uniform(*RADIUS_UM, round(GRAINS_PER_UM2 * size_um**2)), reverse=True)
+    places_um = pollen.place([radius_um + length_um for radius_um in radii_um], size_um, rng)
+    grains = []
+    for radius_um, place_um in zip(radii_um, places_um, strict=False):
+        spiny = rng.random() < 0.5
+        towards = pollen.directions(int(rng.integers(20, 29)), rng) if spiny else ()
+        spikes = tuple(pollen.Spike((float(z), float(y), float(x)), length_um, foot_um) for z, y, x in towards)
+        kind = "spiny" if spiny else "smooth"
+        grains.append(pollen.Grain(kind, place_um, radius_um, rng.uniform(0.65, 0.85), spikes))
+    return pollen.render(grains, shape_px=(side_px, side_px), pixel_size_nm=pixel_size_nm).reflectivity

@@ -17,7 +17,15 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.cameras.microscope import TRAVEL_UM, PlainObjective, draw_specimen, microscope, optics_of
+from edge.cameras.microscope import (
+    OBJECTIVE_LAMP,
+    SPHERE_LAMP,
+    TRAVEL_UM,
+    PlainObjective,
+    draw_specimen,
+    microscope,
+    optics_of,
+)
 from edge.config import Config
 from edge.errors import CameraError, CameraTimeoutError, ConfigError
 from edge.frames import DTYPE, Frame, FramePool
@@ -29,12 +37,6 @@ Image = NDArray[np.float32]
 
 DEFAULT_FPS = 40.0
 NOMINAL_EXPOSURE_S = 0.005
-NOMINAL_PHOTONS = 8000.0
-"""Photons a pixel of reflectivity 1 on the axis receives in the nominal exposure."""
-NOMINAL_LEVEL = 0.85
-"""Of full scale: where the camera's gain puts reflectivity 1 on the axis at the nominal exposure."""
-SPHERE_VEIL = 0.25
-"""Share of light that never saw the specimen: reflections of the sphere's own surfaces lower the contrast."""
 DISTORTION_RADII_UM = tuple(map(float, range(17)))
 """Where :attr:`SimulatedCamera.distortion` samples the traced curve."""
 STILL_UM = 2e-4
@@ -107,9 +109,9 @@ class SimulatedCamera:
         self.distortion: tuple[tuple[float, float], ...] | None = tuple(
             (radius_um, float(optics.distortion(radius_um))) for radius_um in DISTORTION_RADII_UM
         )
-        self._veil = np.float32(SPHERE_VEIL)
+        self._lamp = SPHERE_LAMP
         if isinstance(optics, PlainObjective):
-            self.distortion, self._veil = None, np.float32(0)
+            self.distortion, self._lamp = None, OBJECTIVE_LAMP
         self._full = (1 << self.bit_depth) - 1
         self._stopped = threading.Event()
         self._stopped.set()
@@ -216,16 +218,16 @@ class SimulatedCamera:
         """Mean and standard deviation of the counts at a pose; kept while the stage stands still."""
         if self._still is not None and max(abs(a - b) for a, b in zip(self._still[0], pose_um, strict=True)) < STILL_UM:
             return self._still[1], self._still[2]
-        irradiance = self._light * ((np.float32(1) - self._veil) * self._seen(pose_um) + self._veil)
+        irradiance = self._light * (np.float32(1 - self._lamp.veil) * self._seen(pose_um) + np.float32(self._lamp.veil))
         electrons = irradiance * np.float32(self._electrons_at_one())
-        counts_per_electron = NOMINAL_LEVEL * self._full / self._electrons_at_one(NOMINAL_EXPOSURE_S)
+        counts_per_electron = self._lamp.level * self._full / self._electrons_at_one(NOMINAL_EXPOSURE_S)
         mean = electrons * np.float32(counts_per_electron) + np.float32(0.5)
         sigma = np.sqrt(electrons + np.float32(self._sensor.read_noise_e**2)) * np.float32(counts_per_electron)
         self._still = (pose_um, mean, sigma)
         return mean, sigma
 
     def _electrons_at_one(self, exposure_s: float | None = None) -> float:
-        photons = NOMINAL_PHOTONS * (exposure_s or self._exposure_s) / NOMINAL_EXPOSURE_S
+        photons = self._lamp.photons * (exposure_s or self._exposure_s) / NOMINAL_EXPOSURE_S
         return photons * self._sensor.quantum_efficiency
 
     def _seen(self, pose_um: PositionUm) -> Image:

@@ -77,12 +77,14 @@ def test_an_objective_by_itself_lights_evenly_and_distorts_nothing() -> None:
 
 
 def test_its_camera_shows_pollen_and_says_what_it_looks_through(lens: Manifest) -> None:
-    camera = open_camera(fitted(config(), lens), pose_um=lambda: MIDDLE)
+    camera = open_camera(fitted(config(camera={"shape_px": (256, 256)}), lens), pose_um=lambda: MIDDLE)
     assert camera.pixel_size_nm == pytest.approx(332)
     assert camera.microscope is not None
     assert camera.distortion is None
     camera.start(pool_for(camera), exposure_s=0.005, triggered=False)
-    there, back = (camera.next_frame(timeout_s=5).pixels.astype(float) for _ in range(2))
+    frames = np.stack([camera.next_frame(timeout_s=5).pixels for _ in range(3)]).astype(float)
     camera.close()
-    assert there.std() > 5
-    assert np.corrcoef(there.ravel(), back.ravel())[0, 1] > 0.8
+    assert frames.max() < 255
+    # Noise differs from frame to frame, grains do not: smoothed over 8 x 8 px they stand out, twice at the same places.
+    smooth = frames.reshape(3, 32, 8, 32, 8).mean(axis=(2, 4))
+    assert np.corrcoef(smooth[0].ravel(), smooth[2].ravel())[0, 1] > 0.8

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from edge.errors import CameraError
+from edge.errors import BusyError, CameraError
 from edge.status import Problem, RunState, ScanStatus
 from edge.web import PageServer
 
@@ -146,6 +146,63 @@ def test_modes_are_raw_enhanced_and_split_by_click_and_by_key(box: Any, rhythm: 
     assert page.get_attribute("#frame", "data-mode") == "raw"
     page.keyboard.up("Space")
     assert page.get_attribute("#frame", "data-mode") == "split"
+
+
+LENS = {"outputs": ("sample-map", "magnified-on-black", "colour-labelled"), "shown": "sample-map"}
+
+
+def as_lens(box: Any) -> None:
+    """Give the box a model of several outputs."""
+    box.publish(engine=box.board.status().engine.model_copy(update=LENS))
+
+
+def test_an_output_is_chosen_by_keys_and_the_label_names_what_is_in_the_picture(
+    box: Any, rhythm: Any, open_page: OpenPage
+) -> None:
+    as_lens(box)
+    page = open_page()
+    wait_until(page, LIVE)
+    choice = page.get_by_role("combobox", name="Output")
+    wait_until(page, "document.getElementById('tag-output').textContent === 'sample-map'")
+    choice.focus()
+    page.keyboard.press("ArrowDown")
+    wait_calls(page, box, ["show magnified-on-black"])
+    wait_until(page, "document.getElementById('tag-output').textContent === 'magnified-on-black'")
+    assert page.inner_text(".tag-enh").split("\n") == ["ENHANCED", "enhance-rt", "magnified-on-black", "not raw data"]
+    assert choice.input_value() == "magnified-on-black"
+
+
+def test_a_choice_that_is_refused_is_said_and_the_list_goes_back(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    as_lens(box)
+    page = open_page()
+    wait_until(page, LIVE)
+    box.refuses = BusyError("The instrument is not open.")
+    page.select_option("#output", "colour-labelled")
+    page.wait_for_selector("#plate:not([hidden])")
+    assert page.inner_text("#plate") == "The instrument is not open."
+    wait_until(page, "document.getElementById('output').value === 'sample-map'")
+
+
+def test_where_there_is_nothing_to_choose_there_is_no_list(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    wait_until(page, LIVE)
+    assert page.is_hidden("#outputs")
+    assert page.inner_text(".tag-enh").split("\n") == ["ENHANCED", "enhance-rt", "not raw data"]
+
+
+@pytest.mark.parametrize("size", [DESKTOP, (1024, 768), PHONE, (320, 640)])
+def test_the_list_of_outputs_fits_and_its_label_stays_in_the_right_half(
+    box: Any, rhythm: Any, open_page: OpenPage, size: tuple[int, int]
+) -> None:
+    as_lens(box)
+    page = open_page(size)
+    wait_until(page, LIVE)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    place, image, label = (page.locator(part).bounding_box() for part in ("#output", "#view", ".tag-enh"))
+    assert 0 <= place["x"] <= place["x"] + place["width"] <= size[0]
+    assert place["height"] >= 32
+    assert label["x"] >= image["x"] + image["width"] / 2
+    assert label["x"] + label["width"] <= image["x"] + image["width"]
 
 
 def test_the_split_handle_is_a_slider_for_keys(box: Any, rhythm: Any, open_page: OpenPage) -> None:
