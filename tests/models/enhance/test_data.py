@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ if os.environ.get("CI") != "true":
 
 import models
 from models.enhance import data
-from models.enhance.data import HELDOUT, Conditions, batches, heldout, pairs, real_heldout, scenes
+from models.enhance.data import HELDOUT, Conditions, crop, heldout, pairs, real_heldout, scenes
 from models.errors import RecipeError
 from models.recipe import read_recipe
 
-CONFIGS = sorted((Path(models.__file__).parent / "configs").glob("*.toml"))
+CONFIGS = [
+    path
+    for path in sorted((Path(models.__file__).parent / "configs").glob("*.toml"))
+    if read_recipe(path).task == "enhance"
+]
 
 SMALL = Conditions(families=("dots", "empty"), effective_na=("traced", 1.0), photons=(1000,), axis_offset_um=((0, 2),))
 
@@ -77,14 +82,27 @@ def test_scenes_do_not_depend_on_the_number_of_workers() -> None:
     np.testing.assert_array_equal(alone.blurred, together.blurred)
 
 
-def test_batches_are_the_seeds_and_never_the_same_twice() -> None:
-    bank = scenes(SMALL, count=3, side_px=96, seed=5, workers=1)
-    stream, again = (batches(bank, SMALL, crops=2, crop_px=64, seed=9) for _ in range(2))
-    image, truth = next(stream)
-    assert image.shape == truth.shape == (2, 1, 64, 64)
-    assert image.dtype == truth.dtype == np.float32
-    np.testing.assert_array_equal(image, next(again)[0])
-    assert not np.array_equal(image, next(stream)[0])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_crop_is_a_window_of_both_parts_exposed_anew(scale: Literal[1, 2]) -> None:
+    conditions = SMALL.model_copy(update={"scale": scale, "families": ("leaves",), "photons": (1e6,)})
+    bank = scenes(conditions, count=3, side_px=96, seed=5, workers=1)
+    assert bank.truth.shape == (3, 96 * scale, 96 * scale)
+    image, truth = crop(bank, conditions, crop_px=64, rng=np.random.default_rng(9))
+    assert (image.shape, truth.shape) == ((64, 64), (64 * scale, 64 * scale))
+    small = truth.reshape(64, scale, 64, scale).mean((1, 3))
+    assert np.corrcoef(image.ravel(), small.ravel())[0, 1] > 0.9
+    np.testing.assert_array_equal(image, crop(bank, conditions, crop_px=64, rng=np.random.default_rng(9))[0])
+    assert not np.array_equal(image, crop(bank, conditions, crop_px=64, rng=np.random.default_rng(10))[0])
+
+
+def test_at_scale_2_a_camera_pixel_collects_the_light_of_four_truth_pixels() -> None:
+    conditions = SMALL.model_copy(update={"scale": 2})
+    truth = np.zeros((96, 96), np.float32)
+    truth[40:44, 40:44] = 1
+    seen = conditions.seen(truth, 1.0)
+    assert seen.shape == (48, 48)
+    assert seen.sum() == pytest.approx(truth.sum() / 4, rel=1e-3)
+    assert np.unravel_index(seen.argmax(), seen.shape) in [(20, 20), (20, 21), (21, 20), (21, 21)]
 
 
 def test_unknown_families_are_refused() -> None:
