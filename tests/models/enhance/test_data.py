@@ -84,7 +84,7 @@ def test_scenes_do_not_depend_on_the_number_of_workers() -> None:
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_crop_is_a_window_of_both_parts_exposed_anew(scale: Literal[1, 2]) -> None:
-    conditions = SMALL.model_copy(update={"scale": scale, "families": ("leaves",), "photons": (1e6,)})
+    conditions = SMALL.model_copy(update={"scale": scale, "families": ("leaves",), "photons": (20_000,)})
     bank = scenes(conditions, count=3, side_px=96, seed=5, workers=1)
     assert bank.truth.shape == (3, 96 * scale, 96 * scale)
     image, truth = crop(bank, conditions, crop_px=64, rng=np.random.default_rng(9))
