@@ -33,8 +33,8 @@ _SUPERSAMPLE = 2
 _SUBSTRATE_LIGHT = 0.68  # reflectivity of the bare slide
 _SUBSTRATE_ELECTRONS = 0.30
 _FLAT_LIGHT = 0.40  # share of a grain's light that does not depend on its slope
-_YIELD_FLAT, _YIELD_POWER, _STEEPEST_DEG = 0.20, 0.75, 78.0
-_THIN_GAIN, _ESCAPE_UM = 0.9, 0.45
+_YIELD_FLAT, _YIELD_POWER, _STEEPEST_DEG = 0.20, 0.75, 70.0
+_THIN_GAIN, _ESCAPE_UM = 1.0, 0.5
 _AZIMUTHS, _REACH_UM = 12, 14.0
 _CONE_STEPS, _TIP_SHARE = 18, 0.2
 
@@ -172,25 +172,22 @@ def render(
             f"cannot label {len(grains)} grains, some {', '.join(sorted(missing)) or 'of known types'}: expected at"
             f" most 255, of the types {', '.join(types)}"
         )
-    height, thin, owner, pixel_um = _relief(grains, shape_px, pixel_size_nm)
-    cover = owner > 0
-    slope = np.hypot(*(_central(height, axis) / pixel_um for axis in (0, 1)))
-    albedo = np.array([0.0, *(grain.albedo for grain in grains)], np.float32)[owner]
-    light = np.where(cover, albedo * (_FLAT_LIGHT + (1 - _FLAT_LIGHT) / (1 + slope**2)), _SUBSTRATE_LIGHT)
-
-    tilt = np.minimum(np.arctan(slope), math.radians(_STEEPEST_DEG))
-    electrons = _YIELD_FLAT / np.cos(tilt) ** _YIELD_POWER + _THIN_GAIN * thin
+    relief = _relief(grains, shape_px, pixel_size_nm)
+    cover = relief.owner > 0
+    tilt = np.minimum(np.arctan(relief.slope()), math.radians(_STEEPEST_DEG))
+    electrons = _YIELD_FLAT / np.cos(tilt) ** _YIELD_POWER + _THIN_GAIN * relief.thin
     on_black = _binned(np.minimum(electrons, 1) * cover)
-    coarse = _binned(height)
-    sky = _open_sky(coarse, pixel_um * _SUPERSAMPLE)
+    height = _binned(relief.height_um)
+    sky = _open_sky(height, pixel_size_nm / 1e3)
     shadowed = on_black + (1 - _binned(cover)) * np.float32(_SUBSTRATE_ELECTRONS) * sky
 
     # A pixel belongs to what covers most of it; the substrate where nothing covers half.
     kinds = np.array([0, *(types.index(grain.kind) + 1 for grain in grains)], np.uint8)
-    corners = owner.reshape(shape_px[0], _SUPERSAMPLE, shape_px[1], _SUPERSAMPLE).transpose(0, 2, 1, 3)
+    corners = relief.owner.reshape(shape_px[0], _SUPERSAMPLE, shape_px[1], _SUPERSAMPLE).transpose(0, 2, 1, 3)
     ordered = np.sort(corners.reshape(*shape_px, -1), axis=-1)
     index = ordered[..., ordered.shape[-1] // 2]
-    return Rendering(coarse, kinds[index], index, _binned(light), on_black, shadowed.astype(np.float32))
+    light = _reflectivity(relief, grains)
+    return Rendering(height, kinds[index], index, light, on_black, shadowed.astype(np.float32))
 
 
 def see(reflectivity: Image, pixel_size_nm: float) -> Image:
@@ -240,8 +237,8 @@ def visibility(
 
     def picture(spikes: tuple[Spike, ...]) -> Image:
         alone = Grain(grain.kind, (middle, middle), grain.radius_um, grain.albedo, spikes)
-        drawn = render([alone], shape_px=(side, side), pixel_size_nm=pixel_size_nm)
-        return exposure * ((1 - veil) * see(drawn.reflectivity, pixel_size_nm) + veil)
+        light = _reflectivity(_relief([alone], (side, side), pixel_size_nm), [alone])
+        return exposure * ((1 - veil) * see(light, pixel_size_nm) + veil)
 
     whole = picture(grain.spikes)
     sigma = np.sqrt(whole * electrons + read_noise_e**2) / electrons
@@ -253,10 +250,28 @@ def visibility(
     return Visibility(np.array(contrast), np.array(snr))
 
 
-def _relief(
-    grains: list[Grain], shape_px: tuple[int, int], pixel_size_nm: float
-) -> tuple[Image, Image, NDArray[np.uint8], float]:
-    """(height_um, thinness, 1 + index of the grain on top or 0, pixel_um) on the fine grid."""
+class _Relief(NamedTuple):
+    """The surface on the fine grid: height, thinness (see `_surface`), 1 + the index of the grain on top or 0."""
+
+    height_um: Image
+    thin: Image
+    owner: NDArray[np.uint8]
+    pixel_um: float
+
+    def slope(self) -> Image:
+        """The steepness dz / ds: central differences."""
+        rise = (np.roll(self.height_um, -1, axis) - np.roll(self.height_um, 1, axis) for axis in (0, 1))
+        return np.asarray(np.hypot(*rise) / np.float32(2 * self.pixel_um), dtype=np.float32)
+
+
+def _reflectivity(relief: _Relief, grains: list[Grain]) -> Image:
+    """Bright-field light, averaged over the pixels: slopes send it past the objective."""
+    albedo = np.array([0.0, *(grain.albedo for grain in grains)], np.float32)[relief.owner]
+    level = albedo * (_FLAT_LIGHT + (1 - _FLAT_LIGHT) / (1 + relief.slope() ** 2))
+    return _binned(np.where(relief.owner > 0, level, np.float32(_SUBSTRATE_LIGHT)))
+
+
+def _relief(grains: list[Grain], shape_px: tuple[int, int], pixel_size_nm: float) -> _Relief:
     pixel_um = pixel_size_nm / 1e3 / _SUPERSAMPLE
     rows, columns = (side * _SUPERSAMPLE for side in shape_px)
     height, thin = np.zeros((2, rows, columns), np.float32)
@@ -272,7 +287,7 @@ def _relief(
         height[here] = np.where(higher, surface, height[here])
         thin[here] = np.where(higher, thinness, thin[here])
         owner[here] = np.where(higher, np.uint8(number), owner[here])
-    return height, thin, owner, pixel_um
+    return _Relief(height, thin, owner, pixel_um)
 
 
 def _window(centre_um: float, reach_um: float, pixel_um: float, count: int) -> tuple[Image, NDArray[np.intp]]:
@@ -315,10 +330,6 @@ def _ball(y: Image, x: Image, radius: float, centre_height: float) -> Image:
     """Height of a ball's upper side; 0 outside."""
     inside = np.float32(radius**2) - y**2 - x**2
     return np.where(inside > 0, np.sqrt(np.maximum(inside, 0)) + np.float32(centre_height), np.float32(0))
-
-
-def _central(image: Image, axis: int) -> Image:
-    return (np.roll(image, -1, axis) - np.roll(image, 1, axis)) / np.float32(2)
 
 
 def _binned(image: NDArray[np.float32] | NDArray[np.bool_]) -> Image:

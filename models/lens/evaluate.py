@@ -56,8 +56,10 @@ def evaluate(subject: Subject, data_set: str, *, folder: Path | None, thorough: 
 
 
 def heldout_conditions(recipe: LensRecipe) -> Conditions:
-    """The held-out conditions with the recipe's types and pixel."""
-    own = {"types": recipe.data.types, "pixel_size_nm": recipe.data.pixel_size_nm}
+    """The held-out conditions with the recipe's types and pixel, and as many photons on the same area."""
+    pixel_nm = recipe.data.pixel_size_nm
+    photons = [number * (pixel_nm / data.HELDOUT.pixel_size_nm) ** 2 for number in data.HELDOUT.photons]
+    own = {"types": recipe.data.types, "pixel_size_nm": pixel_nm, "photons": photons}
     return Conditions.model_validate(data.HELDOUT.model_dump() | own)
 
 
@@ -212,7 +214,7 @@ def _energies(
     kind: str, number: int, outputs: Sequence[Mapping[str, Image]], scenes: Sequence[Scene]
 ) -> tuple[float, float]:
     """(leak, own energy) of one filtered picture over all scenes."""
-    other, total, along, own = 1e-12, 1e-12, 0.0, 0.0
+    other, total, along, own = 0.0, 0.0, 0.0, 0.0
     for out, scene in zip(outputs, scenes, strict=True):
         filtered = out[f"filtered_{kind}"].astype(np.float64)
         mine = scene.labels == number
@@ -220,7 +222,7 @@ def _energies(
         total += float((filtered**2).sum())
         along += float((filtered * scene.on_black)[mine].sum())
         own += float((scene.on_black.astype(np.float64) ** 2)[mine].sum())
-    return other / total, along / own if own else 1.0
+    return other / total if total else 0.0, along / own if own else 1.0
 
 
 def _tables(report: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:

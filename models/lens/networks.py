@@ -155,6 +155,9 @@ class NeuralLens(Network):
         self.label = UNet(1, len(types), downs, ngf, cap, dropout)
         self.magnify = nn.ModuleList(UNet(1, 1, downs, ngf, cap, dropout) for _ in types)
         self.shadow = UNet(1, 1, downs, ngf, cap, dropout)
+        for part in (self.label, *self.magnify):
+            # Most of a field is empty: begin with that.
+            nn.init.constant_(part.up[-1].conv.bias, -1.0)
         colours = torch.tensor([type_colour(index) for index in range(len(types))])
         self.register_buffer("colours", colours.view(len(types), 3, 1, 1), persistent=False)
 

@@ -6,18 +6,20 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from models.lens.data import Conditions
+from models.lens.data import PAPER_PIXEL_NM, Conditions
 from models.recipe import Recipe, ScenesSection, Section, ValidationSection
 
 
 class LensLossSection(Section):
-    """What each network minimises: `l1` x mean absolute error in -1..1 (the labelling net: `labels` x cross-entropy)
-    plus `adversary` x what its discriminator says (Isola et al. 2017: 100 and 1).
+    """What each network minimises: `l1` x mean absolute error in -1..1 plus `adversary` x what its discriminator says
+    (Isola et al. 2017: 100 and 1). The labelling net minimises `labels` x cross-entropy alone: it has a likelihood, and
+    in their experiment from photos to labels (Cityscapes) an adversary made the labels worse.
 
-    `gan` as in `models.losses.gan_loss`; `discriminator_features` are the maps of the discriminators' first layer.
-    From the share `predicted_from` of the steps on, every other crop gives the magnifiers the masks, and the
-    shadowing net the grains, that the networks before them predict instead of the true ones: what they will get in
-    use. From the share `norms_fixed_from` on the batch norms use their running statistics, as in use.
+    `gan` as in `models.losses.gan_loss`; `discriminator_features` are the maps of the discriminators' first layer,
+    which join in from the share `adversary_from` of the steps on. From the share `predicted_from` on, every other
+    crop gives the magnifiers the masks, and the shadowing net the grains, that the networks before them predict
+    instead of the true ones: what they will get in use. From the share `norms_fixed_from` on the batch norms use their
+    running statistics, as in use.
     """
 
     l1: float = Field(default=100.0, gt=0)
@@ -25,6 +27,7 @@ class LensLossSection(Section):
     adversary: float = Field(default=1.0, ge=0)
     gan: Literal["log", "least-squares"] = "log"
     discriminator_features: int = Field(default=64, ge=1)
+    adversary_from: float = Field(default=0.0, ge=0, lt=1)
     predicted_from: float = Field(default=0.25, ge=0, le=1)
     norms_fixed_from: float = Field(default=0.6, ge=0, le=1)
 
@@ -69,6 +72,7 @@ class LensRecipe(Recipe):
             self.having("network", options=options)
             .having("train", steps=8, crops=2, crop_px=64, warmup_steps=0, log_every=2)
             .having("scenes", count=8, side_px=128)
+            .having("data", pixel_size_nm=4 * PAPER_PIXEL_NM)  # a field of several grains
             .having("loss", discriminator_features=4)
             .having("validation", every=4, scenes=2)
         )

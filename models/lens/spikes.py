@@ -10,7 +10,7 @@ Image = NDArray[np.float32]
 Points = NDArray[np.float64]
 
 # Of the smoothing, about half a spike's width; and how far apart two spikes are at least.
-_SCALE_UM = 0.45
+_SCALE_UM = 0.40
 _APART_UM = 2.0
 # A spike sticks out of its grain: how far beyond the region it is still looked for.
 _BEYOND_UM = 1.0

@@ -40,10 +40,10 @@ class LensTrainee:
             )
         self.net = net
         size = recipe.loss.discriminator_features
-        # Each judges the input of its network beside the output: 1 + types maps, or two pictures.
-        discriminators = {"label": PatchGAN(1 + len(net.types), size), "shadow": PatchGAN(2, size)}
-        discriminators |= {f"magnify_{kind}": PatchGAN(2, size) for kind in net.types}
-        self.discriminators = nn.ModuleDict(discriminators)
+        # Each judges the input of its network beside the output.
+        self.discriminators = nn.ModuleDict(
+            {name: PatchGAN(2, size) for name in ("shadow", *(f"magnify_{kind}" for kind in net.types))}
+        )
         self.nets = nn.ModuleDict({"net": net, "discriminators": self.discriminators})
         rate = recipe.train.learning_rate
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -72,21 +72,22 @@ class LensTrainee:
 
     def train_step(self, batch: Batch, step: int, update: Update) -> dict[str, float]:
         """One step of all generators, then one of all discriminators."""
-        done = step / self.recipe.train.steps
-        if done > self.recipe.loss.norms_fixed_from:
+        done, loss = step / self.recipe.train.steps, self.recipe.loss
+        if done > loss.norms_fixed_from:
             for module in self.net.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
-        pairs, losses = self.generator_step(batch, update, own=done > self.recipe.loss.predicted_from)
-        if self.recipe.loss.adversary:
+        adversary = loss.adversary if done > loss.adversary_from else 0.0
+        pairs, losses = self.generator_step(batch, update, own=done > loss.predicted_from, adversary=adversary)
+        if adversary:
             losses |= self.discriminator_step(pairs, update)
         return losses
 
     def generator_step(
-        self, batch: Batch, update: Update, *, own: bool
+        self, batch: Batch, update: Update, *, own: bool, adversary: float
     ) -> tuple[dict[str, tuple[Tensor, Tensor, Tensor]], dict[str, float]]:
-        """Each network's error plus what its discriminator says, in one step; `own`: half of the crops get the
-        networks' own predictions as inputs.
+        """Each network's error plus `adversary` x what its discriminator says, in one step; `own`: half of the crops
+        get the networks' own predictions as inputs.
 
         Returns
         -------
@@ -103,17 +104,17 @@ class LensTrainee:
             magnified = net.magnified(image, masks).float()
             grains = torch.where(chosen, (magnified.detach() * masks).sum(1, keepdim=True).clamp(0, 1), on_black)
             shadowed = net.shadowed(grains).float()
-        pairs = {"label": (image, _shares(scores), maps), "shadow": (grains, shadowed, batch["shadowed"])}
+        pairs = {"shadow": (grains, shadowed, batch["shadowed"])}
         for index, kind in enumerate(net.types):
             one = slice(index, index + 1)
             pairs[f"magnify_{kind}"] = (image * masks[:, one], magnified[:, one], on_black * true_masks[:, one])
 
         errors = {name: 2 * (output - truth).abs().mean() for name, (_, output, truth) in pairs.items()}
-        total = weights.l1 * sum(error for name, error in errors.items() if name != "label")
-        errors["label"] = _cross_entropy(scores, maps)
-        total = total + weights.labels * errors["label"]
+        labels = _cross_entropy(scores, maps)
+        total = weights.labels * labels + weights.l1 * sum(errors.values())
+        errors["label"] = labels
         losses = {name: float(error.detach()) for name, error in errors.items()}
-        if weights.adversary:
+        if adversary:
             self.discriminators.requires_grad_(False)
             with autocast(self.recipe.train):
                 fooled = [
@@ -121,7 +122,7 @@ class LensTrainee:
                     for name, (given, output, _) in pairs.items()
                 ]
             self.discriminators.requires_grad_(True)
-            total = total + weights.adversary * sum(fooled)
+            total = total + adversary * sum(fooled)
         losses["generators"] = update("generators", total)
         return {name: (given, output.detach(), truth) for name, (given, output, truth) in pairs.items()}, losses
 
@@ -159,11 +160,6 @@ class LensTrainee:
             grey = [np.repeat(part[..., None], 3, -1) for part in (scene.image, made["shadowed"], scene.shadowed)]
             rows.append(np.concatenate([*grey, made["map"], labels_picture(scene.labels)], axis=1))
         return np.concatenate(rows)
-
-
-def _shares(scores: Tensor) -> Tensor:
-    """The probabilities of the types; the background's logit is 0."""
-    return torch.softmax(functional.pad(scores, (0, 0, 0, 0, 1, 0)), 1)[:, 1:]
 
 
 def _cross_entropy(scores: Tensor, maps: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ def wild(**options: object) -> NeuralLens:
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 module.weight.mul_(6)
+                if module.bias is not None:
+                    module.bias.zero_()
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
                 module.running_mean.normal_(0, 0.1)
                 assert module.running_var is not None
