@@ -15,7 +15,7 @@ from models.augment import augment
 from models.discriminator import PatchGAN
 from models.errors import RecipeError
 from models.losses import contextual_loss, gan_loss, patch_features
-from models.network import Network
+from models.network import Network, infer_with
 from models.pairs import read_pairs
 from models.sem import data
 from models.sem.networks import ImagePool, build
@@ -137,8 +137,8 @@ class SemTrainee:
 
     def validate(self, net: Network) -> dict[str, float]:
         """PSNR, edge preservation and (less is better) contextual loss of whole pictures of other specimens."""
-        infer = _infer_with(net)
-        made = [infer(optical) for optical, _ in self._source.validation]
+        infer = infer_with(net)
+        made = [infer(optical)["sem"] for optical, _ in self._source.validation]
         truths = [truth for _, truth in self._source.validation]
         scores = [
             (metrics.psnr_db(a, b, border_px=8), metrics.epi(a, b, border_px=8), contextual(a, b))
@@ -148,11 +148,11 @@ class SemTrainee:
 
     def pictures(self, net: Network) -> Image:
         """Rows of optical picture, output and truth."""
-        infer = _infer_with(net)
+        infer = infer_with(net)
         shown = self._source.validation[:6]
         side = min(min(optical.shape) for optical, _ in shown)
         rows = [
-            np.concatenate([part[:side, :side] for part in (optical, infer(optical), truth)], axis=1)
+            np.concatenate([part[:side, :side] for part in (optical, infer(optical)["sem"], truth)], axis=1)
             for optical, truth in shown
         ]
         return np.concatenate(rows)
@@ -222,17 +222,3 @@ class _Folder:
         # Another crop of the same set: with a single one, another place in it.
         other = self._training[rng.integers(len(self._training))]
         return cut([pair.image])[0], cut([other.truth])[0]
-
-
-class _Infer(Protocol):
-    def __call__(self, image: Image) -> Image: ...
-
-
-def _infer_with(net: Network) -> _Infer:
-    fused = net.fused()
-
-    def infer(image: Image) -> Image:
-        with torch.inference_mode():
-            return np.asarray(fused(torch.from_numpy(np.ascontiguousarray(image))[None, None])[0, 0].numpy())
-
-    return infer
