@@ -100,7 +100,8 @@ class Conditions(BaseModel):
 class Scene(NamedTuple):
     """One field with everything that is known about it; (height, width) in 0..1 unless said.
 
-    `labels` is 0 or 1 + the type's index, `grain_of` 0 or 1 + the grain's index; `tips_px` (n, 2).
+    `labels` is 0 or 1 + the type's index, `grain_of` 0 or 1 + the grain's index; `tips_px` (n, 2). Of a lab's own
+    pictures `tips_px`, `grains` and `light` are None: nobody knows them.
     """
 
     name: str
@@ -109,9 +110,9 @@ class Scene(NamedTuple):
     grain_of: NDArray[np.uint8]
     on_black: Image
     shadowed: Image
-    tips_px: NDArray[np.float64]
-    grains: list[Grain]
-    light: Light
+    tips_px: NDArray[np.float64] | None
+    grains: list[Grain] | None
+    light: Light | None
 
 
 HELDOUT_SEED = 20_253
@@ -185,7 +186,7 @@ def _drawn(conditions: Conditions, grains: list[Grain], side_px: int) -> pollen.
     )
 
 
-def crop(scenes: Bank, conditions: Conditions, *, crop_px: int, rng: np.random.Generator) -> dict[str, Image]:
+def crop(scenes: Bank, conditions: Conditions, rng: np.random.Generator, *, crop_px: int) -> dict[str, Image]:
     """One crop, exposed anew: image and electron pictures (1, crop, crop), type maps (types, crop, crop).
 
     The scene is translated at random (it is a torus), turned and mirrored.

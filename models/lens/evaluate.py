@@ -9,22 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models import metrics, pollen
-from models.detection import Matches, match, pooled
+from models import metrics
 from models.errors import RecipeError
 from models.evaluate import Infer, Judgement, Picture, Subject
-from models.lens import data
+from models.lens import data, spikes
 from models.lens.data import PAPER_PIXEL_NM, Conditions, Scene
 from models.lens.recipe import LensRecipe
-from models.lens.spikes import find_spikes
-from models.optics import Sensor
 
 Image = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
-# A found spike may lie this far from the true one, on the paper's field of 1024 px.
-MATCH_RADIUS_PX = 20.0
-_CHANCE_DRAWS = 20
+HELDOUT_SCENES = 24
 
 
 def evaluate(subject: Subject, data_set: str, *, folder: Path | None, thorough: bool) -> Judgement:
@@ -36,22 +31,35 @@ def evaluate(subject: Subject, data_set: str, *, folder: Path | None, thorough: 
     recipe = subject.recipe
     if not isinstance(recipe, LensRecipe):
         raise RecipeError(f"{subject.name} is of task {subject.task}, expected neural-lens")
-    if data_set != "synthetic:heldout":
-        raise RecipeError(f"a neural lens is not judged on {data_set!r}; choose synthetic:heldout")
-    conditions = heldout_conditions(recipe)
-    side_px = recipe.train.crop_px
-    scenes = data.scenes(conditions, count=24, side_px=side_px, seed=data.HELDOUT_SEED)
-    report = figures(subject.infer, scenes, conditions)
-    report["spikes"] |= visibility_figures(subject.infer, scenes, conditions)
+    types, pixel_nm = recipe.data.types, recipe.pixel_size_nm
+    if data_set == "synthetic:heldout":
+        scenes = data.scenes(
+            heldout_conditions(recipe), count=HELDOUT_SCENES, side_px=recipe.train.crop_px, seed=data.HELDOUT_SEED
+        )
+    elif data_set == "pairs" and folder is not None:
+        from models.lens.folder import folder_scenes  # here, because the held-out set needs no OpenCV
+
+        scenes = folder_scenes(folder, "test", types=types, pixel_size_nm=pixel_nm)
+    else:
+        raise RecipeError(
+            f"a neural lens is not judged on {data_set!r}; choose synthetic:heldout, or pairs with a folder of them"
+        )
+    report = figures(subject.infer, scenes, types, pixel_nm)
     report["images"] = len(scenes)
+    if "spikes" in report:
+        report["spikes"] |= spikes.visibility_figures(
+            [subject.shown(scene.image) for scene in scenes],
+            [labels_of(subject.infer(scene.image)["map"], len(types)) for scene in scenes],
+            scenes, number=types.index("spiny") + 1, pixel_size_nm=pixel_nm,
+        )  # fmt: skip
+        report["notes"] = [
+            f"Spike positions in px of the paper's field, {PAPER_PIXEL_NM:g} nm each; one-to-one within"
+            f" {spikes.MATCH_RADIUS_PX:g} px of it. {report['spikes']['hidden_share']:.0%} of the spikes are hidden in"
+            " the input: no pixel of theirs reaches 2 sigma, although a matched filter over all of them would reach 5."
+        ]
     report["tables"] = _tables(report)
-    if thorough:
-        report["curves"] = _curves(subject.infer, conditions, side_px)
-    report["notes"] = [
-        f"Spike positions in px of the paper's field, {PAPER_PIXEL_NM:g} nm each; one-to-one within"
-        f" {MATCH_RADIUS_PX:g} px of it. {report['spikes']['hidden_share']:.0%} of the spikes are hidden in the input:"
-        " no pixel of theirs reaches 2 sigma, although a matched filter over all of them would reach 5."
-    ]
+    if thorough and data_set == "synthetic:heldout":
+        report["curves"] = _curves(subject.infer, recipe)
     return Judgement(report, _pictures(subject, scenes))
 
 
@@ -63,17 +71,16 @@ def heldout_conditions(recipe: LensRecipe) -> Conditions:
     return Conditions.model_validate(data.HELDOUT.model_dump() | own)
 
 
-def figures(infer: Infer, scenes: Sequence[Scene], conditions: Conditions) -> dict[str, Any]:
+def figures(infer: Infer, scenes: Sequence[Scene], types: tuple[str, ...], pixel_size_nm: float) -> dict[str, Any]:
     """The figures of a lens on scenes: spikes, labels, leak, own_energy, psnr_db, ssim, epi, background_std.
 
+    `spikes` is there where the type "spiny" is and the true tips are known; `background_std` where scenes are empty.
     `leak` is the share of a filtered picture's energy that lies on other types' grains, `own_energy` the filtered
     picture's amplitude on its own grains as a share of the truth's, sum(F T) / sum(T^2): both for the worst type.
     """
     outputs = [infer(scene.image) for scene in scenes]
-    found = [labels_of(out["map"], len(conditions.types)) for out in outputs]
-    leaks, kept = zip(
-        *(_energies(kind, number, outputs, scenes) for number, kind in enumerate(conditions.types, 1)), strict=True
-    )
+    found = [labels_of(out["map"], len(types)) for out in outputs]
+    leaks, kept = zip(*(_energies(kind, number, outputs, scenes) for number, kind in enumerate(types, 1)), strict=True)
     report: dict[str, Any] = {}
     for name, judge in (("psnr_db", metrics.psnr_db), ("ssim", metrics.ssim), ("epi", metrics.epi)):
         pairs = [(s.image, o["shadowed"], s.shadowed) for s, o in zip(scenes, outputs, strict=True)]
@@ -81,95 +88,22 @@ def figures(infer: Infer, scenes: Sequence[Scene], conditions: Conditions) -> di
             "input": float(np.mean([judge(image, truth) for image, _, truth in pairs])),
             "output": float(np.mean([judge(output, truth) for _, output, truth in pairs])),
         }
-    empty = [(s.image, o["shadowed"]) for s, o in zip(scenes, outputs, strict=True) if not s.grains]
+    empty = [(s.image, o["shadowed"]) for s, o in zip(scenes, outputs, strict=True) if not s.labels.any()]
     if empty:
         report["background_std"] = {
             name: float(np.mean([pair[place].std() for pair in empty]))
             for place, name in enumerate(("input", "output"))
         }
-    if "spiny" in conditions.types:
-        number = conditions.types.index("spiny") + 1
-        matches, chances = _spikes([o["shadowed"] for o in outputs], found, number, scenes, conditions)
-        report["spikes"] = spike_figures(matches, conditions) | {"f1_of_chance": float(np.mean(chances))}
+    if "spiny" in types and all(scene.tips_px is not None for scene in scenes):
+        report["spikes"] = spikes.figures(
+            [out["shadowed"] for out in outputs], found, scenes,
+            number=types.index("spiny") + 1, pixel_size_nm=pixel_size_nm,
+        )  # fmt: skip
     report["labels"] = {
-        "iou": _iou(found, [s.labels for s in scenes], len(conditions.types)),
+        "iou": _iou(found, [s.labels for s in scenes], len(types)),
         "grain_accuracy": _grain_accuracy(found, scenes),
     }
     return report | {"leak": max(leaks), "own_energy": min(kept)}
-
-
-def spike_figures(matches: Sequence[Matches], conditions: Conditions) -> dict[str, float | None]:
-    """f1, precision, recall, std_x_px, std_y_px (of the paper's field), std_x_nm, std_y_nm."""
-    own = pooled(list(matches)).figures(conditions.pixel_size_nm)
-    for axis in "xy":
-        nm = own[f"std_{axis}_nm"]
-        own[f"std_{axis}_px"] = None if nm is None else nm / PAPER_PIXEL_NM
-    return own
-
-
-def match_spikes(picture: Image, labels: Labels, number: int, scene: Scene, conditions: Conditions) -> Matches:
-    """Find spikes in one picture, inside what is labelled `number`, and match them with the true tips."""
-    pixel_nm = conditions.pixel_size_nm
-    spikes = find_spikes(picture, labels == number, pixel_size_nm=pixel_nm)
-    return match(spikes, scene.tips_px, MATCH_RADIUS_PX * PAPER_PIXEL_NM / pixel_nm)
-
-
-def _spikes(
-    pictures: list[Image], found: list[Labels], number: int, scenes: Sequence[Scene], conditions: Conditions
-) -> tuple[list[Matches], list[float]]:
-    """The matches of every scene, and the F1 of as many points strewn blindly over the same regions."""
-    radius_px = MATCH_RADIUS_PX * PAPER_PIXEL_NM / conditions.pixel_size_nm
-    matches = [
-        match_spikes(picture, labels, number, scene, conditions)
-        for picture, labels, scene in zip(pictures, found, scenes, strict=True)
-    ]
-    chances = []
-    for draw in range(_CHANCE_DRAWS):
-        blind = []
-        for one, labels, scene in zip(matches, found, scenes, strict=True):
-            places = np.argwhere(labels == number)
-            rng = np.random.default_rng([draw, one.found_count])
-            chosen = places[rng.integers(0, len(places), one.found_count)] if len(places) else np.empty((0, 2))
-            blind.append(match(chosen.astype(np.float64), scene.tips_px, radius_px))
-        chances.append(pooled(blind).f1)
-    return matches, chances
-
-
-def visibility_figures(infer: Infer, scenes: Sequence[Scene], conditions: Conditions) -> dict[str, float]:
-    """hidden_share, inferable_share (matched filter from 5), recall_of_hidden; f1_on_truth: the true picture's."""
-    if "spiny" not in conditions.types:
-        return {}
-    number = conditions.types.index("spiny") + 1
-    sensor = Sensor()
-    hidden, inferable, hit, on_truth = [], [], [], []
-    for scene in scenes:
-        seen = [
-            pollen.visibility(
-                grain,
-                pixel_size_nm=conditions.pixel_size_nm,
-                exposure=scene.light.exposure,
-                veil=scene.light.veil,
-                electrons=scene.light.photons * sensor.quantum_efficiency,
-                read_noise_e=sensor.read_noise_e,
-            )
-            for grain in scene.grains
-            if grain.spikes
-        ]
-        on_truth.append(match_spikes(scene.shadowed, scene.labels, number, scene, conditions))
-        if not seen:
-            continue
-        hidden.append(np.concatenate([one.hidden for one in seen]))
-        inferable.append(np.concatenate([one.snr >= 5 for one in seen]))
-        out = infer(scene.image)
-        matches = match_spikes(out["shadowed"], labels_of(out["map"], len(conditions.types)), number, scene, conditions)
-        hit.append(np.isin(np.arange(len(hidden[-1])), matches.true))
-    concealed = np.concatenate(hidden)
-    return {
-        "hidden_share": float(concealed.mean()),
-        "inferable_share": float(np.concatenate(inferable).mean()),
-        "recall_of_hidden": float(np.concatenate(hit)[concealed].mean()),
-        "f1_on_truth": pooled(on_truth).f1,
-    }
 
 
 def labels_of(picture: Image, types: int) -> Labels:
@@ -203,7 +137,7 @@ def _grain_accuracy(found: list[Labels], scenes: Sequence[Scene]) -> float:
     """Share of the grains most of whose pixels got the right label."""
     right = []
     for labels, scene in zip(found, scenes, strict=True):
-        for index in range(1, len(scene.grains) + 1):
+        for index in range(1, int(scene.grain_of.max()) + 1):
             here = scene.grain_of == index
             if here.any():
                 right.append(np.bincount(labels[here]).argmax() == np.bincount(scene.labels[here]).argmax())
@@ -238,10 +172,12 @@ def _tables(report: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | 
     return tables
 
 
-def _curves(infer: Infer, conditions: Conditions, side_px: int) -> dict[str, Any]:
+def _curves(infer: Infer, recipe: LensRecipe) -> dict[str, Any]:
     """F1 of spikes and IoU of labels against light, exposure and grain size, the rest as held out."""
+    conditions = heldout_conditions(recipe)
+    dark, bright = conditions.photons[0], conditions.photons[-1]
     changes: dict[str, list[tuple[float, dict[str, Any]]]] = {
-        "photons": [(n, {"photons": (n,)}) for n in (100.0, 200.0, 400.0, 800.0, 1600.0)],
+        "photons": [(n, {"photons": (n,)}) for n in (dark / 4, dark / 2, dark, bright, bright * 2, bright * 4)],
         "exposure": [(e, {"exposure": (e, e)}) for e in (0.4, 0.55, 0.7, 0.85)],
         "radius_um": [(r, {"radius_um": ((r, r),)}) for r in (5.0, 6.5, 8.0, 9.5, 11.0)],
     }
@@ -250,7 +186,8 @@ def _curves(infer: Infer, conditions: Conditions, side_px: int) -> dict[str, Any
         series: dict[str, list[float]] = {"spikes f1": [], "labels iou": []}
         for _, change in points:
             changed = Conditions.model_validate(conditions.model_dump() | change)
-            made = figures(infer, data.scenes(changed, count=6, side_px=side_px, seed=data.HELDOUT_SEED + 1), changed)
+            scenes = data.scenes(changed, count=6, side_px=recipe.train.crop_px, seed=data.HELDOUT_SEED + 1)
+            made = figures(infer, scenes, changed.types, changed.pixel_size_nm)
             series["spikes f1"].append(made["spikes"]["f1"] if "spikes" in made else 1.0)
             series["labels iou"].append(made["labels"]["iou"])
         curves[f"against {name}"] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +33,20 @@ class LensLossSection(Section):
     norms_fixed_from: float = Field(default=0.6, ge=0, le=1)
 
 
+class LensPairsSection(Section):
+    """A lab's own labelled pairs instead of drawn scenes: a folder made by `superlens-train pairs` with labels.
+
+    `types` are the names of its classes, in their order; `pixel_size_nm` is the pixel the network will be used at,
+    the folder must have the same within 2 %.
+    """
+
+    folder: Path
+    types: tuple[str, ...] = Field(min_length=1)
+    pixel_size_nm: float = Field(gt=0)
+    rotations_deg: tuple[float, ...] = (0, 30, 45, 60, 90)
+    scales: tuple[float, ...] = (1.0,)
+
+
 class LensValidation(ValidationSection):
     """Whole scenes, drawn with other seeds."""
 
@@ -42,7 +57,7 @@ class LensRecipe(Recipe):
     """One training run of a neural lens."""
 
     task: Literal["neural-lens"]
-    data: Conditions
+    data: Annotated[Conditions | LensPairsSection, Field(union_mode="left_to_right")]
     scenes: ScenesSection
     loss: LensLossSection = LensLossSection()
     validation: LensValidation
@@ -64,15 +79,24 @@ class LensRecipe(Recipe):
         """The pixel of the pictures it is trained on."""
         return self.data.pixel_size_nm
 
+    def with_pairs(self, folder: Path) -> LensRecipe:
+        """The same recipe, fed with the labelled pairs of a folder."""
+        pairs = LensPairsSection(folder=folder, types=self.data.types, pixel_size_nm=self.data.pixel_size_nm)
+        return self.model_copy(update={"data": pairs})
+
     def tiny(self) -> LensRecipe:
         """Eight steps of two crops of 64 px, from eight scenes."""
         options = self.network.options | {"downs": 4, "ngf": 4, "cap": 8}
+        if isinstance(self.data, Conditions):
+            # A field of several grains.
+            own = self.having("data", pixel_size_nm=4 * PAPER_PIXEL_NM)
+        else:
+            own = self
         return (
             # In this order every step on the way is a recipe that fits.
-            self.having("network", options=options)
+            own.having("network", options=options)
             .having("train", steps=8, crops=2, crop_px=64, warmup_steps=0, log_every=2)
             .having("scenes", count=8, side_px=128)
-            .having("data", pixel_size_nm=4 * PAPER_PIXEL_NM)  # a field of several grains
             .having("loss", discriminator_features=4)
             .having("validation", every=4, scenes=2)
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -50,24 +53,38 @@ class LensTrainee:
             "generators": torch.optim.Adam(net.parameters(), lr=rate, betas=_BETAS),
             "discriminators": torch.optim.Adam(self.discriminators.parameters(), lr=rate, betas=_BETAS),
         }
-        self._bank: data.Bank
+        self._crop: Callable[[np.random.Generator], dict[str, Image]]
         self._validation: list[data.Scene]
 
     def prepare(self, *, workers: int | None) -> None:
-        """Draw the scenes."""
-        r = self.recipe
-        self._bank = data.bank(r.data, count=r.scenes.count, side_px=r.scenes.side_px, seed=r.seed, workers=workers)
-        self._validation = data.scenes(
-            r.data, count=r.validation.scenes, side_px=r.train.crop_px, seed=r.seed + _VALIDATION_SEED
+        """Draw the scenes, or read the labelled pairs."""
+        r, crop_px = self.recipe, self.recipe.train.crop_px
+        if isinstance(r.data, data.Conditions):
+            bank = data.bank(r.data, count=r.scenes.count, side_px=r.scenes.side_px, seed=r.seed, workers=workers)
+            self._crop = partial(data.crop, bank, r.data, crop_px=crop_px)
+            self._validation = data.scenes(
+                r.data, count=r.validation.scenes, side_px=crop_px, seed=r.seed + _VALIDATION_SEED
+            )
+            return
+        from models.lens.folder import folder_crop, folder_scenes  # here, because drawn scenes need no OpenCV
+
+        types, pixel_nm = r.data.types, r.data.pixel_size_nm
+        scenes, self._validation = (
+            folder_scenes(r.data.folder, split, types=types, pixel_size_nm=pixel_nm)
+            for split in ("train", "validation")
+        )
+        self._crop = partial(
+            folder_crop,
+            scenes,
+            types=len(types),
+            crop_px=crop_px,
+            rotations_deg=r.data.rotations_deg,
+            scales=r.data.scales,
         )
 
     def draw(self, step: int, crops: range) -> dict[str, Image]:
         """The parts of `data.crop`, each (n, 1 or types, crop, crop)."""
-        r = self.recipe
-        drawn = [
-            data.crop(self._bank, r.data, crop_px=r.train.crop_px, rng=np.random.default_rng([r.seed, 2, step, number]))
-            for number in crops
-        ]
+        drawn = [self._crop(np.random.default_rng([self.recipe.seed, 2, step, number])) for number in crops]
         return {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
 
     def train_step(self, batch: Batch, step: int, update: Update) -> dict[str, float]:
@@ -138,18 +155,13 @@ class LensTrainee:
         return {"discriminators": update("discriminators", total)}
 
     def validate(self, net: Network) -> dict[str, float]:
-        """PSNR of the shadowed picture decides; spikes and labels for the log."""
+        """PSNR of the shadowed picture decides; labels and spikes for the log."""
         infer = lens_outputs(net)
-        report = figures(infer, self._validation, self.recipe.data)
-        return {
-            "psnr_db": report["psnr_db"]["output"],
-            "f1": report["spikes"]["f1"],
-            "std_x_px": report["spikes"]["std_x_px"] or 0.0,
-            "std_y_px": report["spikes"]["std_y_px"] or 0.0,
-            "iou": report["labels"]["iou"],
-            "leak": report["leak"],
-            "own_energy": report["own_energy"],
-        }
+        report = figures(infer, self._validation, self.recipe.data.types, self.recipe.pixel_size_nm)
+        found = {"psnr_db": report["psnr_db"]["output"], "iou": report["labels"]["iou"]}
+        found |= {name: report[name] for name in ("leak", "own_energy")}
+        spikes = report.get("spikes", {})
+        return found | {name: spikes[name] for name in ("f1", "std_x_px", "std_y_px") if spikes.get(name) is not None}
 
     def pictures(self, net: Network) -> Image:
         """Rows of input, shadowed picture, truth, map, true map."""

@@ -23,6 +23,7 @@ def test_the_held_out_scenes_are_unlike_those_of_every_training_recipe() -> None
     assert lenses
     ((low, high),) = HELDOUT.radius_um
     for recipe in lenses:
+        assert isinstance(recipe.data, Conditions)
         heldout = heldout_conditions(recipe)
         assert not set(heldout.photons) & set(recipe.data.photons)
         assert not set(heldout.spikes) & set(recipe.data.spikes)
@@ -48,6 +49,8 @@ def test_every_sixth_held_out_scene_is_empty_and_all_hold_what_they_say() -> Non
     for scene in scenes:
         assert scene.image.min() >= 0
         assert scene.image.max() <= 1
+        assert scene.grains is not None
+        assert scene.tips_px is not None
         assert len(scene.tips_px) == sum(len(grain.spikes) for grain in scene.grains)
         found = set(np.unique(scene.labels)) - {0}
         assert found == {HELDOUT.types.index(grain.kind) + 1 for grain in scene.grains}
@@ -57,6 +60,8 @@ def test_every_sixth_held_out_scene_is_empty_and_all_hold_what_they_say() -> Non
 def test_at_least_half_of_the_spikes_are_hidden_pixel_by_pixel_and_yet_inferable() -> None:
     hidden, inferable = [], []
     for scene in data.scenes(HELDOUT, count=6, side_px=256, seed=data.HELDOUT_SEED):
+        assert scene.grains is not None
+        assert scene.light is not None
         for grain in scene.grains:
             if grain.spikes:
                 seen = pollen.visibility(
@@ -80,7 +85,7 @@ def test_the_mini_field_is_the_papers_field() -> None:
 
 def test_a_crop_is_one_scene_moved_and_exposed_anew() -> None:
     bank = data.bank(TRAINING, count=1, side_px=128, seed=8, workers=1)
-    crops = [data.crop(bank, TRAINING, crop_px=128, rng=np.random.default_rng([1, n])) for n in range(4)]
+    crops = [data.crop(bank, TRAINING, np.random.default_rng([1, n]), crop_px=128) for n in range(4)]
     for crop in crops:
         assert {name: part.shape for name, part in crop.items()} == {
             "image": (1, 128, 128), "maps": (2, 128, 128), "on_black": (1, 128, 128), "shadowed": (1, 128, 128),
@@ -91,7 +96,7 @@ def test_a_crop_is_one_scene_moved_and_exposed_anew() -> None:
         outside = crop["maps"].sum(0) == 0
         assert crop["on_black"][0][outside].mean() < 0.02
     assert np.abs(crops[0]["image"] - crops[1]["image"]).max() > 0.05
-    again = data.crop(bank, TRAINING, crop_px=128, rng=np.random.default_rng([1, 0]))
+    again = data.crop(bank, TRAINING, np.random.default_rng([1, 0]), crop_px=128)
     np.testing.assert_array_equal(again["image"], crops[0]["image"])
 
 

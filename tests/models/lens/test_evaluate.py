@@ -10,11 +10,13 @@ from models.errors import RecipeError
 from models.evaluate import Subject, evaluate
 from models.lens import data
 from models.lens.data import HELDOUT, Conditions, Scene
-from models.lens.evaluate import Image, figures, heldout_conditions, labels_of, labels_picture, visibility_figures
+from models.lens.evaluate import Image, figures, heldout_conditions, labels_of, labels_picture
 from models.lens.recipe import LensRecipe
+from models.lens.spikes import visibility_figures
 from models.recipe import read_recipe
 
 SCENES = data.scenes(HELDOUT, count=6, side_px=256, seed=data.HELDOUT_SEED)
+SET = (HELDOUT.types, HELDOUT.pixel_size_nm)
 Outputs = dict[str, Image]
 
 
@@ -43,7 +45,7 @@ def lens(
 
 
 def test_the_truth_gets_full_marks() -> None:
-    report = figures(lens(), SCENES, HELDOUT)
+    report = figures(lens(), SCENES, *SET)
     assert report["labels"] == {"iou": 1, "grain_accuracy": 1}
     assert report["leak"] == 0
     assert report["own_energy"] == pytest.approx(1)
@@ -58,10 +60,11 @@ def test_the_truth_gets_full_marks() -> None:
 
 def test_errors_are_in_px_of_the_papers_field() -> None:
     def shift(outputs: Outputs, scene: Scene) -> None:
+        assert scene.light is not None
         turn = -1 if scene.light.photons == HELDOUT.photons[0] else 1
         outputs["shadowed"] = np.roll(outputs["shadowed"], 2 * turn, axis=1)
 
-    still, moved = (figures(one, SCENES, HELDOUT)["spikes"] for one in (lens(), lens(shift)))
+    still, moved = (figures(one, SCENES, *SET)["spikes"] for one in (lens(), lens(shift)))
     # Two pixels to either side are 8 px of the paper's field, 664 nm.
     assert moved["std_x_px"] == pytest.approx(8, rel=0.25)
     assert moved["std_y_px"] == pytest.approx(still["std_y_px"], rel=0.3)
@@ -74,7 +77,7 @@ def test_swapped_types_leak_and_cost_labels() -> None:
         outputs[a], outputs[b] = outputs[b], outputs[a]
         outputs["map"] = outputs["map"][..., ::-1]
 
-    report = figures(lens(swap), SCENES, HELDOUT)
+    report = figures(lens(swap), SCENES, *SET)
     assert report["leak"] == pytest.approx(1, abs=0.01)
     assert report["own_energy"] == 0
     assert report["labels"] == {"iou": 0, "grain_accuracy": 0}
@@ -85,7 +88,7 @@ def test_a_lens_that_draws_nothing_finds_nothing() -> None:
         for name, picture in outputs.items():
             outputs[name] = np.zeros_like(picture)
 
-    report = figures(lens(blank), SCENES, HELDOUT)
+    report = figures(lens(blank), SCENES, *SET)
     assert report["spikes"]["f1"] == 0
     assert report["spikes"]["std_x_px"] is None
     assert report["leak"] == 0
@@ -94,7 +97,8 @@ def test_a_lens_that_draws_nothing_finds_nothing() -> None:
 
 
 def test_most_spikes_are_hidden_and_the_true_picture_shows_them() -> None:
-    report = visibility_figures(lens(), SCENES, HELDOUT)
+    true = [scene.shadowed for scene in SCENES], [scene.labels for scene in SCENES]
+    report = visibility_figures(*true, SCENES, number=1, pixel_size_nm=HELDOUT.pixel_size_nm)
     assert report["hidden_share"] >= 0.5
     assert report["inferable_share"] >= 0.9
     assert report["recall_of_hidden"] > 0.9
