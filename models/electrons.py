@@ -35,7 +35,8 @@ class Beam:
     tilt_limit_deg
         Steeper walls emit no more than this one.
     edge_nm, edge_gain
-        How far from an edge electrons still leave through its wall too, and by how much that raises the yield.
+        How far from an edge electrons still leave through its wall too, and by how much that raises the yield: not the
+        few nm of their escape depth, but what those reach that diffusing primaries release on their way out.
     wall_nm
         Standard deviation of the slope of a "vertical" wall.
     detector_deg, detector_gain
@@ -53,14 +54,14 @@ class Beam:
     tilt_light: float = 1.2
     tilt_heavy: float = 0.8
     tilt_limit_deg: float = 78.0
-    edge_nm: float = 60.0
+    edge_nm: float = 120.0
     edge_gain: float = 0.8
-    wall_nm: float = 20.0
+    wall_nm: float = 40.0
     detector_deg: float = 90.0
     detector_gain: float = 0.15
-    spot_nm: float = 15.0
+    spot_nm: float = 40.0
     black: float = 0.02
-    white: float = 0.45
+    white: float = 0.35
     dose_e: float = 400.0
 
     def __post_init__(self) -> None:

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 GanLoss = Literal["log", "least-squares"]
 
-# Feature pairs compared at once, per crop: 1024^2 cosines are 4 MB, and their gradients some 20 MB.
-_POSITIONS = 1024
+# Feature pairs compared at once, per crop: time and memory grow with the square, and 512 take as long as a fifth of
+# a small network's step.
+_POSITIONS = 512
 
 
 def charbonnier(output: Tensor, truth: Tensor, epsilon: float = 1e-3) -> Tensor:

@@ -51,7 +51,7 @@ def test_an_edge_is_bright_and_the_foot_of_its_wall_dark() -> None:
 
 def test_the_wall_that_faces_the_detector_is_brighter() -> None:
     ridge = np.zeros((120, 64), np.float32)
-    ridge[40:80] = 0.05
+    ridge[40:80] = 0.2
     relief = Relief(ridge, ridge, ridge * 0)
     up, down = (
         form_sem(relief, FINE_NM, beam=dataclasses.replace(OPEN, detector_deg=angle)) for angle in (90.0, -90.0)
