@@ -130,7 +130,7 @@ def blob_response(image: Image, sigma_px: float) -> Image:
     slope. The matched filter of a small particle seen through a PSF about as wide, less its surroundings.
     """
     # Cut off at scipy's usual 4 sigma, the kernel would not be blind to a level.
-    response = gaussian_laplace(image.astype(np.float64), sigma_px, mode="reflect", truncate=7.0)
+    response = gaussian_laplace(image.astype(np.float64), sigma_px, mode="reflect", truncate=5.5)
     return np.asarray(-2 * sigma_px**2 * response, dtype=np.float32)
 
 

@@ -123,3 +123,15 @@ def test_what_cannot_be_searched_is_refused() -> None:
 
 def test_a_weight_of_nothing_changes_nothing() -> None:
     assert classical.total_variation(SEEN, weight=0) is SEEN
+
+
+def test_a_finer_grid_shows_the_same_picture_and_the_same_psf() -> None:
+    y, x = np.mgrid[:40, :50]
+    coarse = (0.5 + 0.2 * np.sin(y / 5) * np.cos(x / 6)).astype(np.float32)
+    fine = classical.enlarged(coarse, 2)
+    assert fine.shape == (80, 100)
+    np.testing.assert_allclose(fine.reshape(40, 2, 50, 2).mean((1, 3)), coarse, atol=3e-3)
+    wide = classical.enlarged_psf(PSF, 2)
+    assert wide.shape == (2 * len(PSF) - 1,) * 2
+    np.testing.assert_allclose(wide, Optics(effective_na=1.2).psf(30.0), atol=3e-5)
+    assert classical.enlarged(coarse, 1) is coarse

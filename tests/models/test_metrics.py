@@ -8,7 +8,7 @@ import pytest
 if os.environ.get("CI") != "true":
     pytest.importorskip("skimage", reason="needs the extra [train]")
 
-from models.metrics import corrected, epi, inner, psnr_corrected_db, psnr_db, ssim
+from models.metrics import corrected, epi, inner, psnr_corrected_db, psnr_db, smooth, ssim
 
 RNG = np.random.default_rng(7)
 TRUTH = RNG.random((96, 80), dtype=np.float32)
@@ -70,3 +70,11 @@ def test_the_correction_cannot_sharpen() -> None:
 def test_the_correction_of_a_flat_picture_is_the_mean() -> None:
     fixed = corrected(np.full_like(TRUTH, 0.5), TRUTH)
     assert fixed.mean() == pytest.approx(TRUTH.mean(), abs=1e-4)
+
+
+def test_the_smooth_part_is_the_light_and_not_the_structure() -> None:
+    y, x = np.linspace(-1, 1, 96)[:, None], np.linspace(-1, 1, 80)[None, :]
+    light = (0.5 - 0.2 * y**2 + 0.1 * x * y + 0.05 * x**4).astype(np.float32)
+    np.testing.assert_allclose(smooth(light), light, atol=1e-5)
+    noise = 0.1 * RNG.standard_normal(light.shape, dtype=np.float32)
+    assert (light + noise - smooth(light + noise)).std() == pytest.approx(0.1, rel=0.03)
