@@ -119,7 +119,8 @@ class NeuralLens(Network):
     downs, ngf, cap, dropout
         Of every `UNet`.
     margin_px
-        How far a magnifier's mask reaches beyond its type: thin ends cover no pixel by half.
+        How far a magnifier's mask reaches beyond its type. A spike that the labelling net missed is dark to the
+        magnifier too, unless the mask reaches beyond it: make it the length of what may stick out.
 
     (n, 1, h, w) in 0..1, sides multiples of 2^downs, to the pictures named in `outputs`: "shadowed" (grains on
     their substrate), "magnified" (grains on black), "map" (types as colours on black), "coloured" (shadowed, grains
@@ -135,7 +136,7 @@ class NeuralLens(Network):
         ngf: int = 64,
         cap: int | None = None,
         dropout: float = 0.5,
-        margin_px: int = 2,
+        margin_px: int = 12,
     ) -> None:
         super().__init__()
         if not types or len(set(types)) < len(types) or not all(re.fullmatch(r"[a-z][a-z0-9-]*", t) for t in types):

@@ -86,7 +86,7 @@ class LensRecipe(Recipe):
 
     def tiny(self) -> LensRecipe:
         """Eight steps of two crops of 64 px, from eight scenes."""
-        options = self.network.options | {"downs": 4, "ngf": 4, "cap": 8}
+        options = self.network.options | {"downs": 4, "ngf": 4, "cap": 8, "margin_px": 2}
         if isinstance(self.data, Conditions):
             # A field of several grains.
             own = self.having("data", pixel_size_nm=4 * PAPER_PIXEL_NM)

@@ -29,7 +29,7 @@ class Given(nn.Module):
 def lens(*boxes: tuple[slice, slice] | None, side_px: int = 64) -> NeuralLens:
     """A lens that labels these boxes, one per type, and nothing else."""
     torch.manual_seed(3)
-    net = NeuralLens(downs=4, ngf=8, cap=16).eval()
+    net = NeuralLens(downs=4, ngf=8, cap=16, margin_px=2).eval()
     scores = torch.full((1, 2, side_px, side_px), -9.0)
     for index, box in enumerate(boxes):
         if box is not None:

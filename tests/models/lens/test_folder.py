@@ -1,0 +1,101 @@
+"""A lab's own labelled pairs train a lens as drawn scenes do, and what is missing in them is said."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from models.errors import PairsError
+from models.lens import data
+from models.lens.data import HELDOUT, Scene
+from models.lens.folder import folder_crop, folder_scenes
+from models.lens.recipe import LensPairsSection, LensRecipe
+from models.pairs import PAIRS_FILE, PairSet, Split, read_index
+from models.recipe import read_recipe
+from tests.pairs import write_pairs
+
+PIXEL_NM = HELDOUT.pixel_size_nm
+ABOUT = {"types": HELDOUT.types, "pixel_size_nm": PIXEL_NM}
+SCENES = data.scenes(HELDOUT, count=3, side_px=96, seed=4)
+
+
+def labelled(
+    folder: Path, *, scenes: list[Scene] = SCENES, classes: tuple[str, ...] = HELDOUT.types, only: int | None = None
+) -> Path:
+    """A folder with one scene in every split; `only` keeps one class's labels."""
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    write_pairs(folder, {split: [(s.image, s.shadowed) for s in scenes] for split in splits}, PIXEL_NM)
+    for split in splits:
+        for number, scene in enumerate(scenes):
+            labels = scene.labels if only is None else scene.labels * (scene.labels == only)
+            tifffile.imwrite(folder / split / f"{number:03d}-labels.tif", labels.astype(np.uint8))
+    index = read_index(folder).model_dump() | {"classes": classes}
+    (folder / PAIRS_FILE).write_text(PairSet.model_validate(index).model_dump_json())
+    return folder
+
+
+def test_labelled_pairs_are_scenes(tmp_path: Path) -> None:
+    read = folder_scenes(labelled(tmp_path / "pairs"), "train", **ABOUT)
+    assert len(read) == 3
+    for scene, drawn in zip(read, SCENES, strict=True):
+        np.testing.assert_array_equal(scene.labels, drawn.labels)
+        np.testing.assert_allclose(scene.shadowed, drawn.shadowed, atol=1e-4)
+        assert scene.on_black[drawn.labels == 0].max() == 0
+        assert scene.tips_px is None
+        assert (scene.grain_of > 0).tolist() == (drawn.labels > 0).tolist()
+    crop = folder_crop(read, np.random.default_rng(0), types=2, crop_px=64, rotations_deg=(0, 90), scales=(1.0,))
+    assert {name: part.shape for name, part in crop.items()} == {
+        "image": (1, 64, 64), "maps": (2, 64, 64), "on_black": (1, 64, 64), "shadowed": (1, 64, 64),
+    }  # fmt: skip
+    np.testing.assert_allclose(crop["on_black"][0], crop["shadowed"][0] * crop["maps"].sum(0))
+
+
+def test_a_lens_trains_on_a_folder_and_is_judged_on_it(tmp_path: Path) -> None:
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("torch", reason="needs the extra [train]")
+    from models.evaluate import Subject, evaluate
+    from models.lens.evaluate import lens_outputs
+    from models.lens.networks import NeuralLens
+    from models.lens.train import LensTrainee
+
+    recipe = read_recipe("neural-lens-mini").with_pairs(labelled(tmp_path / "pairs")).tiny()
+    assert isinstance(recipe, LensRecipe)
+    assert isinstance(recipe.data, LensPairsSection)
+    trainee = LensTrainee(recipe)
+    trainee.prepare(workers=1)
+    assert trainee.draw(1, range(2))["maps"].shape == (2, 2, 64, 64)
+    assert "f1" not in trainee.validate(trainee.net)
+    net = NeuralLens(downs=4, ngf=4)
+    names = tuple(output.name for output in net.outputs)
+    mine = Subject("mine", "neural-lens", lens_outputs(net), 1, 0, PIXEL_NM, names, recipe)
+    report, _ = evaluate(mine, "pairs", folder=recipe.data.folder)
+    assert report["images"] == 3
+    assert "spikes" not in report
+    assert {"iou", "grain_accuracy"} == set(report["labels"])
+
+
+def test_pairs_without_labels_or_with_other_classes_are_refused(tmp_path: Path) -> None:
+    plain = write_pairs(
+        tmp_path / "plain",
+        {split: [(SCENES[0].image, SCENES[0].shadowed)] for split in ("train", "validation", "test")},
+        PIXEL_NM,
+    )
+    with pytest.raises(PairsError, match=r"have the classes \[\], expected \['spiny', 'smooth'\]"):
+        folder_scenes(plain, "train", **ABOUT)
+    one = labelled(tmp_path / "one", classes=("spiny",))
+    with pytest.raises(PairsError, match=r"have the classes \['spiny'\], expected"):
+        folder_scenes(one, "train", **ABOUT)
+
+
+def test_labels_of_one_class_only_and_empty_masks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PairsError, match=r"no pixel of the train pairs in .* is labelled smooth"):
+        folder_scenes(labelled(tmp_path / "one", only=1), "train", **ABOUT)
+    with pytest.raises(PairsError, match=r"no pixel of the test pairs in .* is labelled spiny"):
+        folder_scenes(labelled(tmp_path / "none", only=9), "test", **ABOUT)
+
+
+def test_another_pixel_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PairsError, match=r"pixels of 332.0 nm, the recipe is for 300.0 nm"):
+        folder_scenes(labelled(tmp_path / "pairs"), "train", types=HELDOUT.types, pixel_size_nm=300)
