@@ -211,8 +211,9 @@ class Daemon:
     def wait(self, *, until_job_ends: bool = False) -> None:
         """Keep the board fresh until :meth:`quit`, or until the job ends. The main thread's place."""
         while not self._quit.wait(HEARTBEAT_S):
+            ended = not self.running  # asked first, so that the last beat shows the end
             self.beat()
-            if until_job_ends and not self.running:
+            if until_job_ends and ended:
                 break
 
     @property
