@@ -24,12 +24,12 @@ _REACH_PX = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Beam:
-    """The beam, the detector and the amplifier; the defaults are a common 10 kV picture of metal on resist.
+    """The beam, the detector and the amplifier; the defaults show relief more than material, as most pictures do.
 
     Parameters
     ----------
     yield_light, yield_heavy
-        Secondary electrons per primary at normal incidence, of carbon and of gold.
+        Secondary electrons per primary at normal incidence.
     tilt_light, tilt_heavy
         Exponent n of delta = delta0 / cos(theta)^n.
     tilt_limit_deg
@@ -49,19 +49,19 @@ class Beam:
         Primary electrons per pixel, for the noise.
     """
 
-    yield_light: float = 0.06
-    yield_heavy: float = 0.20
+    yield_light: float = 0.08
+    yield_heavy: float = 0.12
     tilt_light: float = 1.2
     tilt_heavy: float = 0.8
     tilt_limit_deg: float = 78.0
-    edge_nm: float = 120.0
-    edge_gain: float = 0.8
-    wall_nm: float = 40.0
+    edge_nm: float = 80.0
+    edge_gain: float = 3.0
+    wall_nm: float = 25.0
     detector_deg: float = 90.0
     detector_gain: float = 0.15
-    spot_nm: float = 40.0
-    black: float = 0.02
-    white: float = 0.35
+    spot_nm: float = 30.0
+    black: float = 0.04
+    white: float = 0.45
     dose_e: float = 400.0
 
     def __post_init__(self) -> None:
@@ -132,7 +132,7 @@ def secondary_yield(cos_tilt: Image, material: Image, beam: Beam) -> Image:
     --------
     >>> gold, flat = np.ones(1, np.float32), np.ones(1, np.float32)
     >>> round(float(secondary_yield(flat, gold, Beam())[0]), 3)
-    0.2
+    0.12
     """
     delta_0 = beam.yield_light + (beam.yield_heavy - beam.yield_light) * material
     exponent = beam.tilt_light + (beam.tilt_heavy - beam.tilt_light) * material
