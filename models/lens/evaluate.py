@@ -15,6 +15,7 @@ from models.evaluate import Infer, Judgement, Picture, Subject
 from models.lens import data, spikes
 from models.lens.data import PAPER_PIXEL_NM, Conditions, Scene
 from models.lens.recipe import LensRecipe
+from models.pollen import TYPES
 
 Image = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -65,6 +66,12 @@ def evaluate(subject: Subject, data_set: str, *, folder: Path | None, thorough: 
 
 def heldout_conditions(recipe: LensRecipe) -> Conditions:
     """The held-out conditions with the recipe's types and pixel, and as many photons on the same area."""
+    unknown = set(recipe.data.types) - set(TYPES)
+    if unknown:
+        raise RecipeError(
+            f"synthetic:heldout has no grains of type {', '.join(sorted(unknown))}, which {recipe.name} labels;"
+            " judge it on pairs"
+        )
     pixel_nm = recipe.data.pixel_size_nm
     photons = [number * (pixel_nm / data.HELDOUT.pixel_size_nm) ** 2 for number in data.HELDOUT.photons]
     own = {"types": recipe.data.types, "pixel_size_nm": pixel_nm, "photons": photons}
