@@ -82,7 +82,8 @@ def frc_resolution_nm(
 
     Returns
     -------
-    nm; None where the correlation stays above the threshold to the finest period of two pixels, or was never above.
+    nm; two pixels, the finest period there is, where the correlation stays above the threshold to the end; None where
+    it never was above.
     """
     return _period_nm(fourier_ring_correlation(image, other), pixel_size_nm, threshold)
 
@@ -96,7 +97,7 @@ def one_image_frc_nm(image: Image, pixel_size_nm: float) -> float | None:
 
     Returns
     -------
-    nm, 4 pixels at the finest; None as in `frc_resolution_nm`. Structure finer than 4 pixels is folded into coarser
+    nm, 4 pixels at the finest; None where nothing correlates. Structure finer than 4 pixels is folded into coarser
     rings and makes the figure optimistic by a few per cent.
     """
     height, width = (side // 2 * 2 for side in image.shape)
@@ -291,10 +292,12 @@ def _ring_numbers(shape_px: tuple[int, ...], rings_per_cycle: int) -> NDArray[np
 
 def _period_nm(rings: Rings, pixel_size_nm: float, threshold: float) -> float | None:
     """Where a curve, smoothed over three rings, first falls to the threshold."""
-    smooth = np.convolve(rings.correlation, np.full(3, 1 / 3), mode="valid")  # rings 1, 2, ...
-    frequency = rings.frequency[1:-1]
-    below = np.flatnonzero(smooth[_FIRST_RING - 1 :] < threshold) + _FIRST_RING - 1
-    if not below.size or below[0] == _FIRST_RING - 1:
+    smooth = np.convolve(rings.correlation, np.full(3, 1 / 3), mode="valid")[_FIRST_RING - 1 :]
+    frequency = rings.frequency[_FIRST_RING:-1]
+    below = np.flatnonzero(smooth < threshold)
+    if not below.size:
+        return pixel_size_nm / float(rings.frequency[-1])
+    if below[0] == 0:
         return None
     after = int(below[0])
     share = (smooth[after - 1] - threshold) / (smooth[after - 1] - smooth[after])

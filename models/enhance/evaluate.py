@@ -1,25 +1,22 @@
-"""Judges any enhancer against the truth, the input and the best classical methods."""
+"""Judges any enhancer against the truth, the input and the classical methods at their best."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.filters import unsharp_mask
-from skimage.restoration import richardson_lucy
 
 from models import metrics
-from models.enhance import data
-from models.enhance.data import Pair
-from models.errors import RecipeError
+from models.classical import Best, best, enlarged, methods
+from models.detection import false_features_per_1e6_px
+from models.enhance import by_size, robustness, sharpness
+from models.enhance.cases import Case, empty, load_cases
+from models.evaluate import Judgement, Picture, Subject
 
 Image = NDArray[np.float32]
-Infer = Callable[[Image], Image]
 
 _FIGURES = {
     "psnr_db": metrics.psnr_db,
@@ -27,164 +24,177 @@ _FIGURES = {
     "ssim": metrics.ssim,
     "epi": metrics.epi,
 }
+_GAP_PX = 6  # white between two parts of a picture
+_FEATURE_SIGMA_PX = 1.5  # of the camera's pixels: about the smallest blob that a picture can hold
 
 
-@dataclass(frozen=True)
-class Method:
-    """A classical method: its name, and one function per setting, given the picture and the true PSF."""
+def evaluate(subject: Subject, data_set: str, *, folder: Path | None = None, thorough: bool = False) -> Judgement:
+    """Judge an enhancer (see `models.evaluate.evaluate`).
 
-    name: str
-    settings: dict[str, Callable[[Image, Image], Image]]
-
-
-def unsharp(radius_px: float, amount: float) -> Callable[[Image, Image], Image]:
-    """Unsharp masking; knows no PSF."""
-
-    def sharpen(image: Image, psf: Image) -> Image:
-        out = unsharp_mask(image, radius=radius_px, amount=amount, preserve_range=True)  # type: ignore[no-untyped-call]  # scikit-image has no types
-        return np.asarray(out, dtype=np.float32)
-
-    return sharpen
-
-
-def wiener(noise: float) -> Callable[[Image, Image], Image]:
-    """Wiener deconvolution with the true PSF; `noise` is the noise-to-signal power ratio at all frequencies."""
-
-    def restore(image: Image, psf: Image) -> Image:
-        margin = len(psf)
-        padded = np.pad(image, margin, mode="symmetric")
-        kernel = np.zeros(padded.shape)
-        kernel[: len(psf), : len(psf)] = psf
-        transfer = np.fft.rfft2(np.roll(kernel, (-(len(psf) // 2),) * 2, (0, 1)))
-        spectrum = np.fft.rfft2(padded) * transfer.conj() / (np.abs(transfer) ** 2 + noise)
-        return np.fft.irfft2(spectrum, s=padded.shape)[margin:-margin, margin:-margin].astype(np.float32)
-
-    return restore
-
-
-def lucy(iterations: int) -> Callable[[Image, Image], Image]:
-    """Richardson-Lucy deconvolution with the true PSF."""
-
-    def restore(image: Image, psf: Image) -> Image:
-        margin = len(psf) // 2
-        padded = np.pad(np.maximum(image, 1e-4), margin, mode="symmetric")
-        out = richardson_lucy(padded, psf, num_iter=iterations, clip=False, filter_epsilon=1e-6)  # type: ignore[no-untyped-call]  # as above
-        return np.asarray(out[margin:-margin, margin:-margin], dtype=np.float32)
-
-    return restore
-
-
-CLASSICAL = (
-    Method(
-        "unsharp",
-        {
-            f"radius_px={radius:g} amount={amount:g}": unsharp(radius, amount)
-            for radius in (1, 2, 3, 4)
-            for amount in (0.5, 1, 2, 3)
-        },
-    ),
-    Method("wiener", {f"noise={10**power:.2g}": wiener(10**power) for power in np.arange(-3.5, -0.4, 0.25)}),
-    Method("richardson-lucy-10", {"iterations=10": lucy(10)}),
-)
-
-
-def data_set(name: str, *, folder: Path | None = None) -> list[Pair]:
-    """The pairs of a named data set.
-
-    Parameters
-    ----------
-    name
-        "synthetic:heldout", generated the same everywhere; or "real:heldout", crops of real images seen through
-        the same simulated optics.
-    folder
-        The images of "real:heldout".
-
-    Raises
-    ------
-    RecipeError
-        There is no such data set, or no image in the folder.
+    `psnr_db`, `psnr_corrected_db`, `ssim` and `epi` hold the means of input, output and the best classical method;
+    the table "methods" holds all of them, each with the setting that is best for this set. For `psnr_corrected_db`
+    classical methods, and the input, start from the picture divided by the true illumination; the network never sees
+    it. `psnr_db` is raw: nobody is helped. A border of halo_px is left out, for every method alike.
     """
-    if name == "synthetic:heldout":
-        return data.heldout()
-    if name != "real:heldout":
-        raise RecipeError(f"there is no data set {name!r}; choose synthetic:heldout or real:heldout")
-    if folder is None:
-        raise RecipeError("real:heldout needs a folder of real images; give it with --data-dir")
-    return data.real_heldout(folder)
+    cases = load_cases(data_set, folder=folder, scale=subject.scale)
+    report, methods_used, outputs = judge(subject, cases)
+    notes = [
+        "psnr_db is raw. psnr_corrected_db gives every method the best gain, offset and flat-field, so it shows"
+        " deblurring and not brightening; classical methods then start from the picture divided by the true light,"
+        " and their ssim and epi are those of that result. Unsharp masking aside they are told the true PSF; settings"
+        " are those that are best for this set.",
+    ]
+    if data_set == "pairs":
+        notes.append(
+            "A lab's own pairs: neither PSF nor light is known, so no method that needs the PSF takes part, and"
+            " nothing is divided by the light."
+        )
+    pictures: list[Picture] = []
+    top = _best_of(methods_used)
+    if data_set == "synthetic:heldout":
+        report |= _background(subject)
+        report["by_size"] = by_size.judge(subject)
+        report["tables"]["object size"] = by_size.table(report["by_size"])
+        notes.append(by_size.NOTE)
+    if thorough:
+        report["tables"]["images"] = _per_image(cases, top, outputs, subject.halo_px)
+        report["tables"]["resolution, nm"] = sharpness.table(subject, cases, top)
+        notes.append(sharpness.NOTE)
+        pictures = [_sheet(*row) for row in zip(cases, top.images, outputs, strict=True)]
+    if thorough and data_set == "synthetic:heldout":
+        report["two_line_gap_nm"] = sharpness.two_line_gap(subject, top)
+        report["tables"]["two-line gap, nm"] = {"smallest resolved": report["two_line_gap_nm"]}
+        report["curves"] = robustness.curves(subject)
+        report["tables"]["families, seen in training or not"] = robustness.families(subject)
+        notes.append(robustness.NOTE)
+    return Judgement(report | {"notes": notes}, pictures)
 
 
-def evaluate(infer: Infer, pairs: Sequence[Pair], *, halo_px: int) -> dict[str, Any]:
-    """Judge an enhancer.
+def judge(subject: Subject, cases: Sequence[Case]) -> tuple[dict[str, Any], list[Best], list[Image]]:
+    """The figures on some cases, each classical method at its corrected best, and the subject's outputs."""
+    border_px = subject.halo_px * subject.scale
+    outputs = [subject.shown(case.image) for case in cases]
+    flat = [case.start(flat=True) for case in cases]
+    raw = [case.start(flat=False) for case in cases]
+    psfs = [case.psf_on_truth() for case in cases]
 
-    Parameters
-    ----------
-    infer
-        (h, w) float32 in 0..1 to the enhanced picture of the same shape. It is told nothing else.
-    pairs
-        What to judge it on.
-    halo_px
-        Border that is left out, for every method alike.
+    def score(figure: str, images: Sequence[Image]) -> float:
+        return round(float(np.mean([_score(figure, i, c, border_px) for i, c in zip(images, cases, strict=True)])), 4)
 
-    Returns
-    -------
-    A JSON-ready report. `psnr_db` and `psnr_corrected_db` hold the means of input, output and the best
-    classical method; `methods` holds all of them, each with the setting that is best for this set: classical
-    methods are judged at their best. For `psnr_corrected_db` they, and the input, start from the picture
-    divided by the true illumination; the network never sees it. `psnr_db` is raw: nobody is helped.
-    """
-    input_raw = _judge([pair.image for pair in pairs], pairs, halo_px)
-    output = _judge([infer(pair.image) for pair in pairs], pairs, halo_px)
-    flat = [_flat(pair) for pair in pairs]
-    input_raw["psnr_corrected_db"] = _mean("psnr_corrected_db", flat, pairs, halo_px)
-    methods: dict[str, dict[str, Any]] = {"input": input_raw, "output": output}
-    for method in CLASSICAL:
-        methods[method.name] = _best(method, flat, pairs, halo_px)
-    classical = [methods[method.name] for method in CLASSICAL]
-    report: dict[str, Any] = {"images": len(pairs), "halo_px": halo_px}
-    for figure in _FIGURES:
-        report[figure] = {"input": input_raw[figure], "output": output[figure]}
-        if figure.startswith("psnr"):
-            report[figure]["best_classical"] = max(row[figure] for row in classical)
-    return report | {"methods": methods}
-
-
-def by_family(infer: Infer, pairs: Sequence[Pair], *, halo_px: int) -> dict[str, dict[str, float]]:
-    """The enhancer's figures for each family of the set, by the first word of the pairs' names."""
-    families: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        families.setdefault(re.split(r"\s", pair.name)[0], []).append(pair)
-    return {
-        family: _judge([infer(pair.image) for pair in members], members, halo_px)
-        for family, members in families.items()
+    table: dict[str, dict[str, float]] = {
+        "input": {figure: score(figure, raw) for figure in _FIGURES}
+        | {"psnr_corrected_db": score("psnr_corrected_db", flat)},
+        "output": {figure: score(figure, outputs) for figure in _FIGURES},
     }
+    settings: dict[str, dict[str, str]] = {}
+    found: list[Best] = []
+    for method in methods(psf_known=all(psf is not None for psf in psfs)):
+        fair = best(
+            method, flat, psfs, lambda image, number: _score("psnr_corrected_db", image, cases[number], border_px)
+        )
+        # Where veil and light are left in, smoothing gains nothing: the search is short from there.
+        start = {**method.start, "weight": 0.0} if method.start else None
+        plain = best(
+            method, raw, psfs, lambda image, number: _score("psnr_db", image, cases[number], border_px), start=start
+        )
+        table[method.name] = {"psnr_db": round(plain.score, 4)} | {
+            figure: score(figure, fair.images) for figure in ("psnr_corrected_db", "ssim", "epi")
+        }
+        settings[method.name] = {"psnr_db": plain.setting_text, "psnr_corrected_db": fair.setting_text}
+        found.append(fair)
+    report: dict[str, Any] = {"images": len(cases), "halo_px": subject.halo_px}
+    for figure in _FIGURES:
+        classical = max(table[one.method][figure] for one in found)
+        report[figure] = {
+            "input": table["input"][figure], "output": table["output"][figure], "best_classical": classical
+        }  # fmt: skip
+    gains = {
+        f"over {name}": {
+            figure: round(table["output"][figure] - row[figure], 4) for figure in ("psnr_db", "psnr_corrected_db")
+        }
+        for name, row in table.items()
+        if name != "output"
+    }
+    families = {
+        family: {
+            figure: round(float(np.mean([_score(figure, outputs[i], cases[i], border_px) for i in members])), 4)
+            for figure in _FIGURES
+        }
+        for family, members in _families(cases).items()
+    }
+    report["tables"] = {
+        "methods": table, "gain of the output, dB": gains, "output by family": families, "settings": settings
+    }  # fmt: skip
+    return report, found, outputs
 
 
-def _flat(pair: Pair) -> Image:
-    return np.asarray(pair.image / np.maximum(pair.light, 1e-3), dtype=np.float32)
+def _score(figure: str, image: Image, case: Case, border_px: int) -> float:
+    return float(_FIGURES[figure](image, case.truth, border_px=border_px))
 
 
-def _best(method: Method, flat: Iterable[Image], pairs: Sequence[Pair], halo_px: int) -> dict[str, Any]:
-    """A method's figures with the settings that suit the raw, and the corrected, comparison best."""
-    flat = list(flat)
-    raw: dict[str, Any] = {"psnr_db": -np.inf}
-    fair: dict[str, Any] = {"psnr_corrected_db": -np.inf}
-    for setting, restore in method.settings.items():
-        raw_db = _mean("psnr_db", [restore(pair.image, pair.psf) for pair in pairs], pairs, halo_px)
-        if raw_db > raw["psnr_db"]:
-            raw = {"psnr_db": raw_db, "psnr_db_setting": setting}
-        restored = [restore(image, pair.psf) for image, pair in zip(flat, pairs, strict=True)]
-        fair_db = _mean("psnr_corrected_db", restored, pairs, halo_px)
-        if fair_db > fair["psnr_corrected_db"]:
-            fair = {"psnr_corrected_db": fair_db, "psnr_corrected_db_setting": setting}
-            fair |= {figure: _mean(figure, restored, pairs, halo_px) for figure in ("ssim", "epi")}
-    return raw | fair
+def _families(cases: Sequence[Case]) -> dict[str, list[int]]:
+    """The numbers of the cases of each family, which is the first word of their names."""
+    families: dict[str, list[int]] = {}
+    for number, case in enumerate(cases):
+        families.setdefault(case.name.split()[0], []).append(number)
+    return families
 
 
-def _judge(images: Sequence[Image], pairs: Sequence[Pair], halo_px: int) -> dict[str, float]:
-    return {figure: _mean(figure, images, pairs, halo_px) for figure in _FIGURES}
+def _best_of(found: Sequence[Best]) -> Best:
+    return max(found, key=lambda one: one.score)
 
 
-def _mean(figure: str, images: Sequence[Image], pairs: Sequence[Pair], halo_px: int) -> float:
-    judge = _FIGURES[figure]
-    scores = [judge(image, pair.truth, border_px=halo_px) for image, pair in zip(images, pairs, strict=True)]
-    return round(float(np.mean(scores)), 4)
+def _background(subject: Subject) -> dict[str, Any]:
+    """What appears where there is nothing: standard deviation with and without the smooth part, and features."""
+    border_px = subject.halo_px * subject.scale
+    cases = empty(subject.scale)
+    shown = {
+        "input": [enlarged(case.image, subject.scale) for case in cases],
+        "output": [subject.shown(case.image) for case in cases],
+    }
+    names = ("background_std", "background_detail_std", "false_features_per_1e6_px")
+    report: dict[str, dict[str, float]] = {name: {} for name in names}
+    for name, images in shown.items():
+        inside = [metrics.inner(image, border_px) for image in images]
+        report["background_std"][name] = round(float(np.mean([image.std() for image in inside])), 5)
+        details = [image - metrics.smooth(image) for image in inside]
+        report["background_detail_std"][name] = round(float(np.mean([detail.std() for detail in details])), 5)
+        features = false_features_per_1e6_px(details, sigma_px=_FEATURE_SIGMA_PX * subject.scale)
+        report["false_features_per_1e6_px"][name] = round(features, 2)
+    return report
+
+
+def _per_image(
+    cases: Sequence[Case], classical: Best, outputs: Sequence[Image], halo_px: int
+) -> dict[str, dict[str, float]]:
+    table = {}
+    for number, (case, restored, output) in enumerate(zip(cases, classical.images, outputs, strict=True)):
+        border_px = halo_px * case.scale
+        corrected = {
+            "input": case.start(flat=True),
+            classical.method: restored,
+            "output": output,
+        }
+        row = {
+            f"psnr_corrected_db {name}": _score("psnr_corrected_db", image, case, border_px)
+            for name, image in corrected.items()
+        }
+        row |= {f"{figure} output": _score(figure, output, case, border_px) for figure in ("psnr_db", "ssim", "epi")}
+        table[f"{number} {case.name}"] = {name: round(value, 4) for name, value in row.items()}
+    return table
+
+
+def _sheet(case: Case, classical: Image, output: Image) -> Picture:
+    """Input, best classical, output, truth and the output's difference, side by side."""
+    corrected = metrics.corrected(classical, case.truth)
+    difference = np.abs(output - case.truth) * 2
+    parts = [enlarged(case.image, case.scale), corrected, output, case.truth, difference]
+    gap = np.ones((case.truth.shape[0], _GAP_PX), np.float32)
+    shown = [side for part in parts for side in (gap, np.clip(part, 0, 1).astype(np.float32))]
+    sheet = np.concatenate(shown[1:], axis=1)
+    return Picture(
+        case.name,
+        sheet,
+        "input, best classical (with the oracle's gain, offset and flat-field), output, truth, and the difference of"
+        " output and truth (black 0, white 0.5 or more)",
+    )

@@ -68,11 +68,11 @@ def test_noise_alone_has_no_resolution() -> None:
     assert decorrelation_resolution_nm(_noise(1), PIXEL_NM) is None
 
 
-def test_equal_pictures_correlate_at_every_frequency() -> None:
+def test_equal_pictures_correlate_down_to_two_pixels() -> None:
     rings = fourier_ring_correlation(_noise(1), 0.5 * _noise(1) + 3)
     assert rings.frequency[-1] == 0.5
     np.testing.assert_allclose(rings.correlation[1:], 1, atol=1e-6)
-    assert frc_resolution_nm(_noise(1), _noise(1), PIXEL_NM) is None
+    assert frc_resolution_nm(_noise(1), _noise(1), PIXEL_NM) == pytest.approx(2 * PIXEL_NM)
 
 
 def test_against_the_truth_one_half_is_what_one_seventh_is_between_exposures() -> None:
