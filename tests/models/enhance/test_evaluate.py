@@ -18,6 +18,7 @@ from models.enhance.cases import Case
 from models.enhance.data import Conditions, pairs
 from models.errors import RecipeError
 from models.evaluate import Subject
+from models.pairs import Pairing
 from models.recipe import read_recipe
 
 Image = NDArray[np.float32]
@@ -114,6 +115,25 @@ def test_an_unknown_data_set_is_refused() -> None:
         evaluate.evaluate(_subject(lambda image: image, 3), "synthetic:heldout")
     with pytest.raises(RecipeError, match="on one grid, the network is of scale 2"):
         evaluate.evaluate(_subject(lambda image: image, 2), "pairs", folder=Path())
+
+
+def test_a_labs_own_pairs_are_judged_without_what_nobody_knows_of_them(
+    monkeypatch: pytest.MonkeyPatch, some: list[Case]
+) -> None:
+    asked = []
+
+    def read(folder: Path, split: str) -> list[Pairing]:
+        asked.append((folder, split))
+        return [Pairing(f"test/{number}", case.image, case.truth, 48.1) for number, case in enumerate(some)]
+
+    monkeypatch.setattr(cases, "read_pairs", read)
+    judgement = evaluate.evaluate(_subject(lambda image: image), "pairs", folder=Path("lab"), thorough=True)
+    assert asked == [(Path("lab"), "test")]
+    assert list(judgement.report["tables"]["methods"]) == ["input", "output", "unsharp", "gauss-unsharp"]
+    assert "background_std" not in judgement.report
+    assert "curves" not in judgement.report
+    assert any("neither PSF nor light is known" in note for note in judgement.report["notes"])
+    assert judgement.report["tables"]["resolution, nm"]["input"]["frc of"] == 2
 
 
 @pytest.mark.slow
