@@ -32,11 +32,11 @@ OBJECTIVE_NA = 0.4
 _SUPERSAMPLE = 2
 _SUBSTRATE_LIGHT = 0.68  # reflectivity of the bare slide
 _SUBSTRATE_ELECTRONS = 0.30
-_FLAT_LIGHT = 0.40  # share of a grain's light that does not depend on its slope
+_FLAT_LIGHT = 0.50  # share of a grain's light that does not depend on its slope
 _YIELD_FLAT, _YIELD_POWER, _STEEPEST_DEG = 0.20, 0.75, 70.0
-_THIN_GAIN, _ESCAPE_UM = 1.0, 0.5
+_THIN_GAIN, _ESCAPE_UM = 1.1, 0.8
 _AZIMUTHS, _REACH_UM = 12, 14.0
-_CONE_STEPS, _TIP_SHARE = 18, 0.2
+_CONE_STEPS, _TIP_SHARE = 18, 0.3
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ class Conditions(BaseModel):
     spikes: tuple[int, ...] = Field(min_length=1)
     photons: tuple[float, ...] = Field(min_length=1)
     grains: tuple[int, int] = (0, 7)
-    spike_length_um: Span = (4.2, 5.2)
-    spike_base_um: Span = (1.4, 1.7)
+    spike_length_um: Span = (5.0, 5.6)
+    spike_base_um: Span = (1.9, 2.2)
     albedo: Span = (0.65, 0.85)
     exposure: Span = (0.66, 0.74)
     veil: Span = (0.4, 0.5)
@@ -116,7 +116,7 @@ class Scene(NamedTuple):
 
 
 HELDOUT_SEED = 20_253
-HELDOUT = Conditions(radius_um=((7.6, 8.6),), spikes=(22, 26), photons=(340, 420), grains=(3, 6))
+HELDOUT = Conditions(radius_um=((7.6, 8.6),), spikes=(22, 26), photons=(400, 440), grains=(3, 6))
 
 
 def heldout(*, count: int = 24, side_px: int = 256) -> list[Scene]:

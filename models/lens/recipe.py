@@ -21,6 +21,9 @@ class LensLossSection(Section):
     crop gives the magnifiers the masks, and the shadowing net the grains, that the networks before them predict
     instead of the true ones: what they will get in use. From the share `norms_fixed_from` on the batch norms use their
     running statistics, as in use.
+
+    `every` says which networks ("shadow", "magnify_TYPE") take a step only every so many: what is easy to learn need
+    not cost as much as what is not.
     """
 
     l1: float = Field(default=100.0, gt=0)
@@ -28,6 +31,7 @@ class LensLossSection(Section):
     adversary: float = Field(default=1.0, ge=0)
     gan: Literal["log", "least-squares"] = "log"
     discriminator_features: int = Field(default=64, ge=1)
+    every: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     adversary_from: float = Field(default=0.0, ge=0, lt=1)
     predicted_from: float = Field(default=0.25, ge=0, le=1)
     norms_fixed_from: float = Field(default=0.6, ge=0, le=1)

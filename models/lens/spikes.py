@@ -22,7 +22,7 @@ MATCH_RADIUS_PX = 20.0
 _CHANCE_DRAWS = 20
 
 # Of the smoothing, about half a spike's width; and how far apart two spikes are at least.
-_SCALE_UM = 0.40
+_SCALE_UM = 0.50
 _APART_UM = 2.0
 # A spike sticks out of its grain: how far beyond the region it is still looked for.
 _BEYOND_UM = 1.0

@@ -43,10 +43,15 @@ class LensTrainee:
             )
         self.net = net
         size = recipe.loss.discriminator_features
+        self._magnifiers = [f"magnify_{kind}" for kind in net.types]
+        unknown = set(recipe.loss.every) - {"shadow", *self._magnifiers}
+        if unknown:
+            raise RecipeError(
+                f"recipe {recipe.name}: loss.every names {', '.join(sorted(unknown))}; choose from shadow,"
+                f" {', '.join(self._magnifiers)}"
+            )
         # Each judges the input of its network beside the output.
-        self.discriminators = nn.ModuleDict(
-            {name: PatchGAN(2, size) for name in ("shadow", *(f"magnify_{kind}" for kind in net.types))}
-        )
+        self.discriminators = nn.ModuleDict({name: PatchGAN(2, size) for name in ("shadow", *self._magnifiers)})
         self.nets = nn.ModuleDict({"net": net, "discriminators": self.discriminators})
         rate = recipe.train.learning_rate
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -95,16 +100,17 @@ class LensTrainee:
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         adversary = loss.adversary if done > loss.adversary_from else 0.0
-        pairs, losses = self.generator_step(batch, update, own=done > loss.predicted_from, adversary=adversary)
-        if adversary:
+        due = {name for name in ("shadow", *self._magnifiers) if step % loss.every.get(name, 1) == 0}
+        pairs, losses = self.generator_step(batch, update, due=due, own=done > loss.predicted_from, adversary=adversary)
+        if adversary and pairs:
             losses |= self.discriminator_step(pairs, update)
         return losses
 
     def generator_step(
-        self, batch: Batch, update: Update, *, own: bool, adversary: float
+        self, batch: Batch, update: Update, *, due: set[str], own: bool, adversary: float
     ) -> tuple[dict[str, tuple[Tensor, Tensor, Tensor]], dict[str, float]]:
-        """Each network's error plus `adversary` x what its discriminator says, in one step; `own`: half of the crops
-        get the networks' own predictions as inputs.
+        """Each network's error plus `adversary` x what its discriminator says, in one step of the labelling net and
+        the networks that are `due`; `own`: half of the crops get the networks' own predictions as inputs.
 
         Returns
         -------
@@ -118,13 +124,20 @@ class LensTrainee:
             scores = net.scores(image).float()
             true_masks = net.dilated(maps)
             masks = torch.where(chosen, net.masks(scores.detach()), true_masks)
-            magnified = net.magnified(image, masks).float()
-            grains = torch.where(chosen, (magnified.detach() * masks).sum(1, keepdim=True).clamp(0, 1), on_black)
-            shadowed = net.shadowed(grains).float()
-        pairs = {"shadow": (grains, shadowed, batch["shadowed"])}
-        for index, kind in enumerate(net.types):
-            one = slice(index, index + 1)
-            pairs[f"magnify_{kind}"] = (image * masks[:, one], magnified[:, one], on_black * true_masks[:, one])
+            # (input, output, truth) of each network that learns in this step.
+            pairs: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+            grains = torch.zeros_like(on_black)
+            for index, name in enumerate(self._magnifiers):
+                mask, true_mask = masks[:, index : index + 1], true_masks[:, index : index + 1]
+                if name in due or "shadow" in due:
+                    with torch.set_grad_enabled(name in due):
+                        magnified = net.magnified_type(index, image, masks).float()
+                    grains = grains + magnified.detach() * mask
+                if name in due:
+                    pairs[name] = (image * mask, magnified, on_black * true_mask)
+            if "shadow" in due:
+                grains = torch.where(chosen, grains.clamp(0, 1), on_black)
+                pairs["shadow"] = (grains, net.shadowed(grains).float(), batch["shadowed"])
 
         errors = {name: 2 * (output - truth).abs().mean() for name, (_, output, truth) in pairs.items()}
         labels = _cross_entropy(scores, maps)

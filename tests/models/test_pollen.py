@@ -24,7 +24,7 @@ def ball(kind: str = "smooth", *, radius_um: float = 8.0, **more: Any) -> Grain:
 
 def spiny(seed: int = 3, count: int = 24) -> Grain:
     rng = np.random.default_rng(seed)
-    return ball("spiny", spikes=tuple(Spike(d, 4.7, 1.55) for d in directions(count, rng)))
+    return ball("spiny", spikes=tuple(Spike(d, 5.3, 2.0) for d in directions(count, rng)))
 
 
 def test_a_ball_has_the_height_and_the_outline_of_a_ball() -> None:

@@ -58,6 +58,18 @@ def test_a_step_moves_every_generator_and_every_discriminator(trainee: LensTrain
     assert set(trainee.discriminators) == {"shadow", "magnify_spiny", "magnify_smooth"}
 
 
+def test_a_network_that_rests_is_not_moved(trainee: LensTrainee) -> None:
+    before = {name: value.clone() for name, value in trainee.net.named_parameters()}
+    losses = step(trainee, 7)  # the recipe's shadowing and smooth nets take every fourth step
+    assert {"shadow", "magnify_smooth"}.isdisjoint(losses)
+    moved = {
+        name.split(".up")[0].split(".down")[0]
+        for name, p in trainee.net.named_parameters()
+        if not torch.equal(p, before[name])
+    }
+    assert moved == {"label", "magnify.0"}
+
+
 def test_before_their_share_of_the_steps_the_discriminators_rest(recipe: LensRecipe) -> None:
     trainee = LensTrainee(recipe.having("loss", adversary_from=0.5))
     trainee.prepare(workers=1)
@@ -73,7 +85,7 @@ def test_the_networks_first_get_the_truth_and_later_also_what_they_predict(train
     trainee.net.shadow.register_forward_hook(lambda module, given, made: seen.append(given[0]))
     for own in (False, True):
         torch.manual_seed(0)  # the first crop is chosen, the second is not
-        trainee.generator_step(batch(trainee), lambda name, loss: 0.0, own=own, adversary=0.0)
+        trainee.generator_step(batch(trainee), lambda name, loss: 0.0, due={"shadow"}, own=own, adversary=0.0)
     truth = batch(trainee)["on_black"] * 2 - 1
     torch.testing.assert_close(seen[0], truth)
     changed = [not torch.allclose(seen[1][crop], truth[crop], atol=1e-3) for crop in range(2)]
