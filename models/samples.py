@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import zlib
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import SpecimenError
 from models.families import FAMILIES, Canvas
+from models.micrographs import GIVE_IT, read_micrograph
 
 Image = NDArray[np.float32]
-
-# A pixel outside this range is a screen's or a printer's resolution, not a microscope's.
-_PLAUSIBLE_NM = (0.05, 10_000.0)
-_UNIT_NM = {"m": 1e9, "cm": 1e7, "mm": 1e6, "inch": 2.54e7, "µm": 1e3, "μm": 1e3, "um": 1e3, "micron": 1e3, "nm": 1.0}
-_GIVE_IT = "give the size of its pixel on the specimen with pixel_size_nm"
 
 
 class Specimen(NamedTuple):
@@ -159,100 +153,7 @@ def load_specimen(path: str | os.PathLike[str], pixel_size_nm: float | None = No
     SpecimenError
         The file is no image, has values outside 0 to 1 or NaN, or does not say a plausible pixel size.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise SpecimenError(f"specimen {path} is not a file; give an image file")
-    pixels, stored_nm = (_read_tiff if path.suffix.lower() in {".tif", ".tiff"} else _read_picture)(path)
-    size_nm = stored_nm if pixel_size_nm is None else pixel_size_nm
+    image, size_nm = read_micrograph(path, pixel_size_nm)
     if size_nm is None:
-        raise SpecimenError(f"{path} does not say the size of its pixel; {_GIVE_IT}")
-    if not _PLAUSIBLE_NM[0] <= size_nm <= _PLAUSIBLE_NM[1]:
-        source = "says" if pixel_size_nm is None else "was given"
-        raise SpecimenError(
-            f"{path} {source} a pixel of {size_nm:g} nm, expected {_PLAUSIBLE_NM[0]:g} to {_PLAUSIBLE_NM[1]:g} nm"
-            f" on the specimen; {_GIVE_IT}"
-        )
-    return Specimen(_reflectivity(pixels, path), float(size_nm))
-
-
-def _reflectivity(pixels: NDArray[Any], path: Path) -> Image:
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.float32)
-    if np.issubdtype(pixels.dtype, np.unsignedinteger):
-        image = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-    elif np.issubdtype(pixels.dtype, np.floating):
-        image = pixels.astype(np.float32)
-    else:
-        raise SpecimenError(f"{path} holds {pixels.dtype}, expected unsigned integers or floats; convert it")
-    if image.ndim == 3 and image.shape[-1] in (2, 3, 4):
-        # The last of two or four channels is opacity, not light.
-        image = np.mean(image[..., : 3 if image.shape[-1] > 2 else 1], axis=-1, dtype=np.float32)
-    if image.ndim != 2 or min(image.shape) < 16:
-        raise SpecimenError(f"{path} has the shape {pixels.shape}, expected one picture of at least 16 x 16 px")
-    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-        raise SpecimenError(f"{path} has values outside 0 to 1 (or NaN); scale it to 0..1")
-    return image
-
-
-def _read_tiff(path: Path) -> tuple[NDArray[Any], float | None]:
-    import tifffile  # here, because drawing specimens needs numpy only
-
-    try:
-        with tifffile.TiffFile(path) as file:
-            page = file.pages.first
-            pixels = np.asarray(page.asarray())
-            if file.ome_metadata is not None:
-                return pixels, _ome_pixel_nm(file.ome_metadata, path)
-            x, y = page.tags.get("XResolution"), page.tags.get("YResolution")
-            unit = page.tags.get("ResolutionUnit")
-            name = {2: "inch", 3: "cm"}.get(int(unit.value)) if unit is not None else None
-            if file.imagej_metadata is not None:
-                # ImageJ writes the unit's name in its own record, the micro sign sometimes escaped.
-                name = str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ")
-            if x is None or y is None or name not in _UNIT_NM or not x.value[0] or not y.value[0]:
-                return pixels, None
-            x_nm, y_nm = (_UNIT_NM[name] * tag.value[1] / tag.value[0] for tag in (x, y))
-            return pixels, _square(x_nm, y_nm, path)
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError) as exc:
-        if isinstance(exc, SpecimenError):
-            raise
-        raise SpecimenError(f"{path} cannot be read as a TIFF ({exc}); give an image file") from exc
-
-
-def _ome_pixel_nm(xml: str, path: Path) -> float | None:
-    sizes = []
-    for axis in "XY":
-        size = re.search(rf'PhysicalSize{axis}="([^"]+)"', xml)
-        unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', xml)
-        name = unit.group(1) if unit else "µm"  # the schema's default
-        if size is None or name not in _UNIT_NM:
-            return None
-        sizes.append(float(size.group(1)) * _UNIT_NM[name])
-    return _square(sizes[0], sizes[1], path)
-
-
-def _read_picture(path: Path) -> tuple[NDArray[Any], float | None]:
-    from PIL import Image as Picture  # here, because drawing specimens needs numpy only
-    from PIL import UnidentifiedImageError
-
-    try:
-        with Picture.open(path) as picture:
-            dpi = picture.info.get("dpi")
-            mode = picture.mode
-            # Palettes, CMYK and YCbCr hold no intensities until they are converted.
-            plain = mode in {"1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B", "F"}
-            pixels = np.asarray(picture if plain else picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as exc:
-        raise SpecimenError(f"{path} cannot be read as an image ({exc}); give a TIFF, PNG, JPEG or BMP") from exc
-    if mode == "I;16B":
-        pixels = pixels.astype(np.uint16)
-    if dpi is None or not all(float(value) > 0 for value in dpi):
-        return pixels, None
-    x_nm, y_nm = (_UNIT_NM["inch"] / float(value) for value in dpi)
-    return pixels, _square(x_nm, y_nm, path)
-
-
-def _square(x_nm: float, y_nm: float, path: Path) -> float:
-    if not math.isclose(x_nm, y_nm, rel_tol=0.01):
-        raise SpecimenError(f"{path} says pixels of {y_nm:g} x {x_nm:g} nm, expected square ones; {_GIVE_IT}")
-    return (x_nm + y_nm) / 2
+        raise SpecimenError(f"{path} does not say the size of its pixel; {GIVE_IT}")
+    return Specimen(image, size_nm)
