@@ -82,12 +82,15 @@ def figures(infer: Infer, scenes: Sequence[Scene], types: tuple[str, ...], pixel
     """The figures of a lens on scenes: spikes, labels, leak, own_energy, psnr_db, ssim, epi, background_std.
 
     `spikes` is there where the type "spiny" is and the true tips are known; `background_std` where scenes are empty.
-    `leak` is the share of a filtered picture's energy that lies on other types' grains, `own_energy` the filtered
-    picture's amplitude on its own grains as a share of the truth's, sum(F T) / sum(T^2): both for the worst type.
+    `leak` is the share of a filtered picture's energy that lies on other types' grains, `own_energy` the share of the
+    energy that the magnified picture, of all types, has on its own grains and the filtered one kept; `contrast` how
+    strong the filtered picture is on its own grains against the truth, sum(F T) / sum(T^2). All for the worst type.
     """
     outputs = [infer(scene.image) for scene in scenes]
     found = [labels_of(out["map"], len(types)) for out in outputs]
-    leaks, kept = zip(*(_energies(kind, number, outputs, scenes) for number, kind in enumerate(types, 1)), strict=True)
+    leaks, kept, contrasts = zip(
+        *(_energies(kind, number, outputs, scenes) for number, kind in enumerate(types, 1)), strict=True
+    )
     report: dict[str, Any] = {}
     for name, judge in (("psnr_db", metrics.psnr_db), ("ssim", metrics.ssim), ("epi", metrics.epi)):
         pairs = [(s.image, o["shadowed"], s.shadowed) for s, o in zip(scenes, outputs, strict=True)]
@@ -110,7 +113,7 @@ def figures(infer: Infer, scenes: Sequence[Scene], types: tuple[str, ...], pixel
         "iou": _iou(found, [s.labels for s in scenes], len(types)),
         "grain_accuracy": _grain_accuracy(found, scenes),
     }
-    return report | {"leak": max(leaks), "own_energy": min(kept)}
+    return report | {"leak": max(leaks), "own_energy": min(kept), "contrast": min(contrasts)}
 
 
 def labels_of(picture: Image, types: int) -> Labels:
@@ -153,17 +156,29 @@ def _grain_accuracy(found: list[Labels], scenes: Sequence[Scene]) -> float:
 
 def _energies(
     kind: str, number: int, outputs: Sequence[Mapping[str, Image]], scenes: Sequence[Scene]
-) -> tuple[float, float]:
-    """(leak, own energy) of one filtered picture over all scenes."""
-    other, total, along, own = 0.0, 0.0, 0.0, 0.0
+) -> tuple[float, float, float]:
+    """(leak, own energy, contrast) of one filtered picture over all scenes; see `figures`."""
+    parts = []
     for out, scene in zip(outputs, scenes, strict=True):
-        filtered = out[f"filtered_{kind}"].astype(np.float64)
-        mine = scene.labels == number
-        other += float((filtered**2)[(scene.labels > 0) & ~mine].sum())
-        total += float((filtered**2).sum())
-        along += float((filtered * scene.on_black)[mine].sum())
-        own += float((scene.on_black.astype(np.float64) ** 2)[mine].sum())
-    return other / total if total else 0.0, along / own if own else 1.0
+        filtered, magnified = (out[name].astype(np.float64) for name in (f"filtered_{kind}", "magnified"))
+        mine, truth = scene.labels == number, scene.on_black.astype(np.float64)
+        parts.append(
+            [
+                (filtered**2)[(scene.labels > 0) & ~mine].sum(),
+                (filtered**2).sum(),
+                (filtered**2)[mine].sum(),
+                (magnified**2)[mine].sum(),
+                (filtered * truth)[mine].sum(),
+                (truth**2)[mine].sum(),
+            ]
+        )
+    other, total, kept, own, along, true = (float(part) for part in np.sum(parts, axis=0))
+    # What is not there at all has leaked nothing, and nothing of it was kept.
+    return (
+        other / total if total else 0.0,
+        kept / own if own else float(not true),
+        along / true if true else 1.0,
+    )
 
 
 def _tables(report: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -172,7 +187,7 @@ def _tables(report: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | 
         for name in ("psnr_db", "ssim", "epi", "background_std")
         if name in report
     }
-    labels = {"all types": {**report["labels"], "leak": report["leak"], "own_energy": report["own_energy"]}}
+    labels = {"all types": {**report["labels"], **{name: report[name] for name in ("leak", "own_energy", "contrast")}}}
     tables: dict[str, dict[str, dict[str, float | None]]] = {"picture": pictures, "labels": labels}
     if "spikes" in report:
         tables["spikes"] = {"generated": report["spikes"]}

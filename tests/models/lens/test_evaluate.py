@@ -48,7 +48,7 @@ def test_the_truth_gets_full_marks() -> None:
     report = figures(lens(), SCENES, *SET)
     assert report["labels"] == {"iou": 1, "grain_accuracy": 1}
     assert report["leak"] == 0
-    assert report["own_energy"] == pytest.approx(1)
+    assert report["own_energy"] == report["contrast"] == pytest.approx(1)
     assert report["psnr_db"]["output"] == 200
     assert report["ssim"]["output"] == pytest.approx(1)
     assert report["epi"]["output"] == pytest.approx(5 / 6)  # an empty scene has no edges
@@ -79,7 +79,7 @@ def test_swapped_types_leak_and_cost_labels() -> None:
 
     report = figures(lens(swap), SCENES, *SET)
     assert report["leak"] == pytest.approx(1, abs=0.01)
-    assert report["own_energy"] == 0
+    assert report["own_energy"] == report["contrast"] == 0
     assert report["labels"] == {"iou": 0, "grain_accuracy": 0}
 
 
