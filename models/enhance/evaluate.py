@@ -37,7 +37,8 @@ def evaluate(subject: Subject, data_set: str, *, folder: Path | None = None, tho
     it. `psnr_db` is raw: nobody is helped. A border of halo_px is left out, for every method alike.
     """
     cases = load_cases(data_set, folder=folder, scale=subject.scale)
-    report, methods_used, outputs = judge(subject, cases)
+    report, classical, outputs = judge(subject, cases)
+    top = max(classical, key=lambda method: method.score)
     notes = [
         "psnr_db is raw. psnr_corrected_db gives every method the best gain, offset and flat-field, so it shows"
         " deblurring and not brightening; classical methods then start from the picture divided by the true light,"
@@ -50,7 +51,6 @@ def evaluate(subject: Subject, data_set: str, *, folder: Path | None = None, tho
             " nothing is divided by the light."
         )
     pictures: list[Picture] = []
-    top = _best_of(methods_used)
     if data_set == "synthetic:heldout":
         report |= _background(subject)
         report["by_size"] = by_size.judge(subject)
@@ -140,12 +140,12 @@ def _families(cases: Sequence[Case]) -> dict[str, list[int]]:
     return families
 
 
-def _best_of(found: Sequence[Best]) -> Best:
-    return max(found, key=lambda one: one.score)
-
-
 def _background(subject: Subject) -> dict[str, Any]:
-    """What appears where there is nothing: standard deviation with and without the smooth part, and features."""
+    """What appears where there is nothing: standard deviation with and without the smooth part, and features.
+
+    The standard deviation with the smooth part holds the vignette; a feature is what `false_features_per_1e6_px` calls
+    one, at the scale of the smallest blob.
+    """
     border_px = subject.halo_px * subject.scale
     cases = empty(subject.scale)
     shown = {
@@ -160,7 +160,7 @@ def _background(subject: Subject) -> dict[str, Any]:
         details = [image - metrics.smooth(image) for image in inside]
         report["background_detail_std"][name] = round(float(np.mean([detail.std() for detail in details])), 5)
         features = false_features_per_1e6_px(details, sigma_px=_FEATURE_SIGMA_PX * subject.scale)
-        report["false_features_per_1e6_px"][name] = round(features, 2)
+        report["false_features_per_1e6_px"][name] = round(features * subject.scale**2, 2)  # of the camera
     return report
 
 
