@@ -12,7 +12,7 @@ from models.network import parameter_count
 _UNJUDGED = "Not judged yet: `superlens-export evaluate BUNDLE --data synthetic:heldout --write-card`."
 
 _WHAT = {
-    "enhance": "sharpens a picture and evens out its light, blind: told neither the point-spread function nor the light",
+    "enhance": "sharpens a picture and evens out its light; it is told neither the point-spread function nor the light",
     "sem": "makes a picture like a scanning electron micrograph from an optical one",
     "neural-lens": "labels the types of grains in an optical picture, and draws each as an electron microscope would",
 }
@@ -21,12 +21,12 @@ _LIMITS = {
 * Structure finer than about half the width of the point-spread function is not in the light; what is drawn there is
   a guess from the training families. Do not measure line widths or count features below that on the enhanced picture.
 * Absolute reflectivity is a guess where veil and exposure are unknown: trust contrast, not level.
-* The training data and `synthetic:heldout` share what one instrument keeps the same: a veil of 0.2 to 0.4 of the light, a
-  white specimen at 0.75 to 0.95 of full scale, a field of 0.9 to 1.1 times the traced one, lamp slopes up to 0.15. These
-  ranges were narrowed once during development, after wider ones had been judged on the held-out set: the raw figures
-  hold for them only.
-* On crops of real micrographs seen through the same simulated optics (`real:heldout`, docs/models.md) it gains little or
-  nothing: train on your own pairs before you trust it on your specimen.
+* The training data and `synthetic:heldout` share what one instrument keeps the same: a veil of 0.2 to 0.4 of the light,
+  a white specimen at 0.75 to 0.95 of full scale, a field of 0.9 to 1.1 times the traced one, lamp slopes up to 0.15.
+  These ranges were narrowed once during development, after wider ones had been judged on the held-out set: the raw
+  figures hold for them only.
+* On crops of real micrographs seen through the same simulated optics (`real:heldout`, docs/models.md) it gains little
+  or nothing: train on your own pairs before you trust it on your specimen.
 * Specimens unlike lines, dots, layers, grains and text, other sphere sizes or media, other pixel sizes (more than
   10 % off), motion and coherent fringes were not in the data.""",
     "sem": """\
