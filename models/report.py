@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -46,7 +47,7 @@ thead th { border-bottom: 2px solid #555; }
 th:first-child, td.text { text-align: left; }
 tbody th { font-weight: 400; }
 tbody tr:nth-child(even) { background: #f5f5f5; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(30rem, 1fr)); gap: 1rem 2rem; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem 2rem; }
 figure { margin: 0 0 1.2rem; break-inside: avoid; }
 figure h3, figure figcaption strong { font-size: 1rem; margin: 0 0 .3rem; }
 figcaption { font-size: .9rem; color: #404040; max-width: 70rem; }
@@ -147,20 +148,21 @@ def _td(value: Any) -> str:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
-    return f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:#.4g}".rstrip(".")
 
 
 def _words(name: str) -> str:
-    """A key as words, with its unit at the end.
+    """A key as words, its unit in brackets.
 
     Examples
     --------
     >>> _words("psnr_corrected_db"), _words("epi against defocus_um"), _words("false_features_per_1e6_px")
-    ('PSNR corrected, dB', 'EPI against defocus, µm', 'false features per 1e6 px')
+    ('PSNR corrected (dB)', 'EPI against defocus (µm)', 'false features per 1e6 px')
     """
-    words = name.replace("_", " ").split(" ")
-    if "_" in name and words[-1] in _UNITS and words[-2] != "1e6":
-        words[-2:] = [f"{words[-2]}, {_UNITS[words[-1]]}"]
+    with_unit = re.sub(r"(?<!1e6)_(db|nm|um|px|deg|s)\b", lambda unit: f" ({_UNITS[unit[1]]})", name)
+    words = with_unit.replace("_", " ").split(" ")
     return " ".join(word.upper() if word in _ACRONYMS else word for word in words)
 
 
