@@ -116,7 +116,7 @@ class Scene(NamedTuple):
 
 
 HELDOUT_SEED = 20_253
-HELDOUT = Conditions(radius_um=((7.6, 8.6),), spikes=(22, 26), photons=(400, 440), grains=(3, 6))
+HELDOUT = Conditions(radius_um=((7.6, 8.6),), spikes=(16, 20), photons=(430, 510), grains=(3, 6))
 
 
 def heldout(*, count: int = 24, side_px: int = 256) -> list[Scene]:

@@ -19,11 +19,10 @@ class LensLossSection(Section):
     `gan` as in `models.losses.gan_loss`; `discriminator_features` are the maps of the discriminators' first layer,
     which join in from the share `adversary_from` of the steps on. From the share `predicted_from` on, every other
     crop gives the magnifiers the masks, and the shadowing net the grains, that the networks before them predict
-    instead of the true ones: what they will get in use. From the share `norms_fixed_from` on the batch norms use their
-    running statistics, as in use.
+    instead of the true ones: what they will get in use.
 
-    `every` says which networks ("shadow", "magnify_TYPE") take a step only every so many: what is easy to learn need
-    not cost as much as what is not.
+    `every` says which networks ("label", "magnify_TYPE", "shadow") take a step only every so many: what is easy to
+    learn need not cost as much as what is not.
     """
 
     l1: float = Field(default=100.0, gt=0)
@@ -34,7 +33,6 @@ class LensLossSection(Section):
     every: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     adversary_from: float = Field(default=0.0, ge=0, lt=1)
     predicted_from: float = Field(default=0.25, ge=0, le=1)
-    norms_fixed_from: float = Field(default=0.6, ge=0, le=1)
 
 
 class LensPairsSection(Section):

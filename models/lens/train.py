@@ -44,11 +44,11 @@ class LensTrainee:
         self.net = net
         size = recipe.loss.discriminator_features
         self._magnifiers = [f"magnify_{kind}" for kind in net.types]
-        unknown = set(recipe.loss.every) - {"shadow", *self._magnifiers}
+        unknown = set(recipe.loss.every) - {"label", "shadow", *self._magnifiers}
         if unknown:
             raise RecipeError(
-                f"recipe {recipe.name}: loss.every names {', '.join(sorted(unknown))}; choose from shadow,"
-                f" {', '.join(self._magnifiers)}"
+                f"recipe {recipe.name}: loss.every names {', '.join(sorted(unknown))}; choose from label,"
+                f" shadow, {', '.join(self._magnifiers)}"
             )
         # Each judges the input of its network beside the output.
         self.discriminators = nn.ModuleDict({name: PatchGAN(2, size) for name in ("shadow", *self._magnifiers)})
@@ -95,12 +95,8 @@ class LensTrainee:
     def train_step(self, batch: Batch, step: int, update: Update) -> dict[str, float]:
         """One step of all generators, then one of all discriminators."""
         done, loss = step / self.recipe.train.steps, self.recipe.loss
-        if done > loss.norms_fixed_from:
-            for module in self.net.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
         adversary = loss.adversary if done > loss.adversary_from else 0.0
-        due = {name for name in ("shadow", *self._magnifiers) if step % loss.every.get(name, 1) == 0}
+        due = {name for name in ("label", "shadow", *self._magnifiers) if step % loss.every.get(name, 1) == 0}
         pairs, losses = self.generator_step(batch, update, due=due, own=done > loss.predicted_from, adversary=adversary)
         if adversary and pairs:
             losses |= self.discriminator_step(pairs, update)
@@ -109,7 +105,7 @@ class LensTrainee:
     def generator_step(
         self, batch: Batch, update: Update, *, due: set[str], own: bool, adversary: float
     ) -> tuple[dict[str, tuple[Tensor, Tensor, Tensor]], dict[str, float]]:
-        """Each network's error plus `adversary` x what its discriminator says, in one step of the labelling net and
+        """Each network's error plus `adversary` x what its discriminator says, in one step of
         the networks that are `due`; `own`: half of the crops get the networks' own predictions as inputs.
 
         Returns
@@ -121,7 +117,8 @@ class LensTrainee:
         # Which crops (n, 1, 1, 1) get predictions.
         chosen = (torch.rand(len(image), 1, 1, 1) < 0.5) & own
         with autocast(self.recipe.train):
-            scores = net.scores(image).float()
+            with torch.set_grad_enabled("label" in due):
+                scores = net.scores(image).float()
             true_masks = net.dilated(maps)
             masks = torch.where(chosen, net.masks(scores.detach()), true_masks)
             # (input, output, truth) of each network that learns in this step.
@@ -140,9 +137,10 @@ class LensTrainee:
                 pairs["shadow"] = (grains, net.shadowed(grains).float(), batch["shadowed"])
 
         errors = {name: 2 * (output - truth).abs().mean() for name, (_, output, truth) in pairs.items()}
-        labels = _cross_entropy(scores, maps)
-        total = weights.labels * labels + weights.l1 * sum(errors.values())
-        errors["label"] = labels
+        total = weights.l1 * sum(errors.values(), torch.zeros(()))
+        if "label" in due:
+            errors["label"] = _cross_entropy(scores, maps)
+            total = total + weights.labels * errors["label"]
         losses = {name: float(error.detach()) for name, error in errors.items()}
         if adversary:
             self.discriminators.requires_grad_(False)
@@ -153,7 +151,8 @@ class LensTrainee:
                 ]
             self.discriminators.requires_grad_(True)
             total = total + adversary * sum(fooled)
-        losses["generators"] = update("generators", total)
+        if due:
+            losses["generators"] = update("generators", total)
         return {name: (given, output.detach(), truth) for name, (given, output, truth) in pairs.items()}, losses
 
     def discriminator_step(self, pairs: dict[str, tuple[Tensor, Tensor, Tensor]], update: Update) -> dict[str, float]:

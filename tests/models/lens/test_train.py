@@ -9,7 +9,7 @@ if os.environ.get("CI") != "true":
     pytest.importorskip("torch", reason="needs the extra [train]")
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.checkpoint import load_checkpoint
 from models.lens.recipe import LensRecipe
@@ -60,14 +60,16 @@ def test_a_step_moves_every_generator_and_every_discriminator(trainee: LensTrain
 
 def test_a_network_that_rests_is_not_moved(trainee: LensTrainee) -> None:
     before = {name: value.clone() for name, value in trainee.net.named_parameters()}
-    losses = step(trainee, 7)  # the recipe's shadowing and smooth nets take every fourth step
-    assert {"shadow", "magnify_smooth"}.isdisjoint(losses)
+    losses = step(
+        trainee, 7
+    )  # the recipe's labelling net takes every second step, the shadowing and the smooth net every fourth
+    assert {"label", "shadow", "magnify_smooth"}.isdisjoint(losses)
     moved = {
         name.split(".up")[0].split(".down")[0]
         for name, p in trainee.net.named_parameters()
         if not torch.equal(p, before[name])
     }
-    assert moved == {"label", "magnify.0"}
+    assert moved == {"magnify.0"}
 
 
 def test_before_their_share_of_the_steps_the_discriminators_rest(recipe: LensRecipe) -> None:
@@ -77,7 +79,7 @@ def test_before_their_share_of_the_steps_the_discriminators_rest(recipe: LensRec
     assert "discriminators" not in step(trainee, 4)
     for name, value in trainee.discriminators.named_parameters():
         torch.testing.assert_close(value, before[name], atol=0, rtol=0)
-    assert "discriminators" in step(trainee, 5)
+    assert "discriminators" in step(trainee, 8)
 
 
 def test_the_networks_first_get_the_truth_and_later_also_what_they_predict(trainee: LensTrainee) -> None:
@@ -91,17 +93,6 @@ def test_the_networks_first_get_the_truth_and_later_also_what_they_predict(train
     changed = [not torch.allclose(seen[1][crop], truth[crop], atol=1e-3) for crop in range(2)]
     chosen = (torch.manual_seed(0), torch.rand(2, 1, 1, 1) < 0.5)[1].flatten().tolist()
     assert changed == chosen
-
-
-def test_the_norms_are_fixed_for_the_last_part_of_the_run(trainee: LensTrainee) -> None:
-    norms = [module for module in trainee.net.modules() if isinstance(module, nn.BatchNorm2d)]
-    step(trainee, 1)
-    assert all(norm.training for norm in norms)
-    step(trainee, 8)
-    assert not any(norm.training for norm in norms)
-    kept = [norm.running_mean.clone() for norm in norms if norm.running_mean is not None]
-    step(trainee, 8)
-    assert all(torch.equal(a, b.running_mean) for a, b in zip(kept, norms, strict=True) if b.running_mean is not None)
 
 
 def test_four_steps_and_four_are_eight(recipe: LensRecipe, tmp_path: Path) -> None:
