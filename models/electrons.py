@@ -40,7 +40,8 @@ class Beam:
     wall_nm
         Standard deviation of the slope of a "vertical" wall.
     detector_deg, detector_gain
-        Azimuth of the detector (0 is +x, 90 is up in the picture), and a in 1 + a n.d.
+        Azimuth of the detector (0 is +x, 90 is up in the picture), and a in 1 + a n.d: high where the detector takes
+        few of the electrons that leave to its far side.
     spot_nm
         Standard deviation of the beam and the volume it excites.
     black, white
@@ -55,13 +56,13 @@ class Beam:
     tilt_heavy: float = 0.8
     tilt_limit_deg: float = 78.0
     edge_nm: float = 80.0
-    edge_gain: float = 3.0
-    wall_nm: float = 25.0
-    detector_deg: float = 90.0
-    detector_gain: float = 0.15
-    spot_nm: float = 30.0
+    edge_gain: float = 1.0
+    wall_nm: float = 30.0
+    detector_deg: float = 135.0
+    detector_gain: float = 0.8
+    spot_nm: float = 35.0
     black: float = 0.04
-    white: float = 0.45
+    white: float = 0.4
     dose_e: float = 400.0
 
     def __post_init__(self) -> None:

@@ -44,9 +44,9 @@ def render_relief(
 ) -> Relief:
     """Draw one specimen with height.
 
-    Plateaus (lines, layers, crystals, signs) lie the higher the brighter they are, or in a quarter of the seeds the
-    lower, as etched ones do; particles and grains are balls on the ground, scattered dots caps. What shines is taken
-    to be heavy, as metal on resist is: a declared simplification, and what makes SEM contrast predictable.
+    Plateaus (lines, layers, crystals, signs) lie the higher the brighter they are; particles and grains are balls on
+    the ground, scattered dots caps. What shines is taken to be high and heavy, as metal on resist is: a declared
+    simplification, without which an optical picture would not tell a ridge from a trench, and no network could.
 
     Parameters
     ----------
@@ -79,8 +79,6 @@ def render_relief(
         surface, material = canvas.surface_nm, canvas.material
     else:
         surface, material = reflectivity, reflectivity
-        if rng.random() < 0.25:
-            surface = -surface
     lowest, highest = float(surface.min()), float(surface.max())
     # What has no relief at all, such as an empty field, stays flat.
     scale = height_um / (highest - lowest) if highest - lowest > 1e-6 else 0.0

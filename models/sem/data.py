@@ -193,8 +193,8 @@ def crop(
 ) -> tuple[Image, Image]:
     """A random optical crop, exposed anew, and a random electron crop.
 
-    Paired crops show the same place, up to `misregistration_px`; unpaired ones are of different specimens. Only
-    mirrored left to right: the electron detector stands above.
+    Paired crops show the same place, up to `misregistration_px`; unpaired ones are of different specimens. Mirrored at
+    the diagonal only, on which the electron detector stands: any other turn would move its shadows.
     """
     count, side, _ = bank.seen.shape
     reach = conditions.misregistration_px
@@ -210,7 +210,7 @@ def crop(
     seen = bank.seen[scene, y : y + crop_px, x : x + crop_px].astype(np.float32)
     truth = bank.truth[other, y_2 : y_2 + crop_px, x_2 : x_2 + crop_px].astype(np.float32)
     if rng.random() < 0.5:
-        seen, truth = seen[:, ::-1], truth[:, ::-1]
+        seen, truth = seen.T, truth.T
     photons = conditions.photons[rng.integers(len(conditions.photons))]
     image, _ = conditions.observe(seen, photons, rng)
     return image, np.ascontiguousarray(truth)

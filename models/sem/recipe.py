@@ -28,7 +28,8 @@ class PairsSection(Section):
 class LossSection(Section):
     """What is minimised.
 
-    For the first `paired_share` of the steps: `l1` x L1 + `contextual` x contextual loss on registered pairs. Then
+    For the first `paired_share` of the steps: `l1` x L1 + `contextual` x contextual loss on registered pairs. Errors
+    below `epsilon` count quadratically (Charbonnier): what cannot be known becomes its mean, not its median. Then
     pictures and electron pictures of different specimens: an adversary, `cycle` x L1 there and back, `identity` x L1
     of an electron picture that should stay what it is (Zhu et al. 2017, CycleGAN). `pool` pictures are kept for the
     discriminators. `gan` "log" is the paper's Eq. 1.
@@ -36,6 +37,7 @@ class LossSection(Section):
 
     paired_share: float = Field(default=0.6, ge=0, le=1)
     l1: float = Field(default=1.0, ge=0)
+    epsilon: float = Field(default=1e-3, gt=0)
     contextual: float = Field(default=0.1, ge=0)
     gan: GanLoss = "least-squares"
     adversarial: float = Field(default=1.0, ge=0)

@@ -14,7 +14,7 @@ from models import metrics
 from models.augment import augment
 from models.discriminator import PatchGAN
 from models.errors import RecipeError
-from models.losses import contextual_loss, gan_loss, patch_features
+from models.losses import charbonnier, contextual_loss, gan_loss, patch_features
 from models.network import Network, infer_with
 from models.pairs import read_pairs
 from models.sem import data
@@ -92,9 +92,10 @@ class SemTrainee:
         weight = self.recipe.loss
         with autocast(self.recipe.train):
             made_sem, made_optical = self.nets["net"](optical).float(), self.nets["reverse"](sem).float()
-        l1 = functional.l1_loss(made_sem, sem)
-        loss = weight.l1 * (l1 + functional.l1_loss(made_optical, optical))
-        parts = {"l1": l1.item()}
+        loss = weight.l1 * (
+            charbonnier(made_sem, sem, weight.epsilon) + charbonnier(made_optical, optical, weight.epsilon)
+        )
+        parts = {"l1": functional.l1_loss(made_sem, sem).item()}
         if weight.contextual:
             context = contextual_loss(patch_features(made_sem), patch_features(sem))
             loss = loss + weight.contextual * context

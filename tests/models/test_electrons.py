@@ -60,6 +60,13 @@ def test_the_wall_that_faces_the_detector_is_brighter() -> None:
     np.testing.assert_allclose(up, down[::-1], atol=1e-5)
 
 
+def test_the_default_detector_stands_on_the_diagonal_so_that_pictures_may_be_mirrored_there() -> None:
+    heights = np.random.default_rng(0).random((8, 8)).astype(np.float32).repeat(8, 0).repeat(8, 1) * 0.2
+    there = form_sem(Relief(heights, heights, heights), FINE_NM)
+    back = form_sem(Relief(heights.T, heights.T, heights.T), FINE_NM)
+    np.testing.assert_allclose(back, there.T, atol=1e-5)
+
+
 def test_a_hole_gets_less_out_the_deeper_it_is() -> None:
     hole = np.zeros((65, 65), np.float32)
     hole[28:37, 28:37] = -1
