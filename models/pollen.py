@@ -4,7 +4,7 @@ The field is a torus: what leaves on one side comes back on the other, so that a
 a scene again. Grains lie on a flat substrate at height 0; everything is in focus, height acts through slopes alone.
 
 Light: bright-field reflection that falls with the slope, as the objective of aperture 0.4 sees it. Electrons: the
-secondary yield grows as 1 / cos^n of the tilt, what is thinner than the escape depth lets electrons out on all sides
+secondary yield grows as 1 / cos^n of the tilt, the free end of a spike is bright, for electrons leave it on all sides
 (Reimer, Scanning Electron Microscopy, 2nd ed., sections 4.2 and 6.1), and the substrate is darker where grains hide
 part of the sky from it.
 """
@@ -34,9 +34,9 @@ _SUBSTRATE_LIGHT = 0.68  # reflectivity of the bare slide
 _SUBSTRATE_ELECTRONS = 0.30
 _FLAT_LIGHT = 0.50  # share of a grain's light that does not depend on its slope
 _YIELD_FLAT, _YIELD_POWER, _STEEPEST_DEG = 0.20, 0.75, 70.0
-_THIN_GAIN, _ESCAPE_UM = 1.1, 0.8
+_APEX_GAIN, _APEX_UM = 0.6, 1.1
 _AZIMUTHS, _REACH_UM = 12, 14.0
-_CONE_STEPS, _TIP_SHARE = 18, 0.3
+_CONE_STEPS, _TIP_SHARE = 18, 0.45
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def render(
     relief = _relief(grains, shape_px, pixel_size_nm)
     cover = relief.owner > 0
     tilt = np.minimum(np.arctan(relief.slope()), math.radians(_STEEPEST_DEG))
-    electrons = _YIELD_FLAT / np.cos(tilt) ** _YIELD_POWER + _THIN_GAIN * relief.thin
+    electrons = _YIELD_FLAT / np.cos(tilt) ** _YIELD_POWER + _APEX_GAIN * relief.apex
     on_black = _binned(np.minimum(electrons, 1) * cover)
     height = _binned(relief.height_um)
     sky = _open_sky(height, pixel_size_nm / 1e3)
@@ -251,10 +251,12 @@ def visibility(
 
 
 class _Relief(NamedTuple):
-    """The surface on the fine grid: height, thinness (see `_surface`), 1 + the index of the grain on top or 0."""
+    """The surface on the fine grid: height, nearness of an apex (see `_surface`), 1 + the index of the grain on top
+    or 0.
+    """
 
     height_um: Image
-    thin: Image
+    apex: Image
     owner: NDArray[np.uint8]
     pixel_um: float
 
@@ -274,20 +276,20 @@ def _reflectivity(relief: _Relief, grains: list[Grain]) -> Image:
 def _relief(grains: list[Grain], shape_px: tuple[int, int], pixel_size_nm: float) -> _Relief:
     pixel_um = pixel_size_nm / 1e3 / _SUPERSAMPLE
     rows, columns = (side * _SUPERSAMPLE for side in shape_px)
-    height, thin = np.zeros((2, rows, columns), np.float32)
+    height, apex = np.zeros((2, rows, columns), np.float32)
     owner = np.zeros((rows, columns), np.uint8)
     for number, grain in enumerate(grains, start=1):
         reach = grain.reach_um + 2 * pixel_um + 1
         (y, iy), (x, ix) = (
             _window(c, reach, pixel_um, n) for c, n in zip(grain.centre_um, (rows, columns), strict=True)
         )
-        surface, thinness = _surface(grain, y[:, None], x[None, :])
+        surface, nearness = _surface(grain, y[:, None], x[None, :])
         here = np.ix_(iy, ix)
         higher = surface > height[here]
         height[here] = np.where(higher, surface, height[here])
-        thin[here] = np.where(higher, thinness, thin[here])
+        apex[here] = np.where(higher, nearness, apex[here])
         owner[here] = np.where(higher, np.uint8(number), owner[here])
-    return _Relief(height, thin, owner, pixel_um)
+    return _Relief(height, apex, owner, pixel_um)
 
 
 def _window(centre_um: float, reach_um: float, pixel_um: float, count: int) -> tuple[Image, NDArray[np.intp]]:
@@ -298,12 +300,12 @@ def _window(centre_um: float, reach_um: float, pixel_um: float, count: int) -> t
 
 
 def _surface(grain: Grain, y: Image, x: Image) -> tuple[Image, Image]:
-    """(height, thinness) over a patch whose origin is the grain's centre; 0 where the grain is not.
+    """(height, nearness of an apex) over a patch whose origin is the grain's centre; 0 where the grain is not.
 
-    Thinness is exp(-radius / escape depth) of the ball that the surface belongs to.
+    Nearness is exp(-distance along the spike / depth over which electrons escape through a free end).
     """
     radius = grain.radius_um
-    thin = np.zeros(np.broadcast_shapes(y.shape, x.shape), np.float32)
+    apex = np.zeros(np.broadcast_shapes(y.shape, x.shape), np.float32)
     out = _ball(y, x, radius, radius)
     for pit in grain.pits:
         # A hollow: the ball's surface pressed in by a smaller ball that sits on it.
@@ -322,8 +324,9 @@ def _surface(grain: Grain, y: Image, x: Image) -> tuple[Image, Image]:
             bulge = _ball(y[rows] - np.float32(cy), x[:, columns] - np.float32(cx), size, radius + along * z0)
             higher = bulge > out[here]
             out[here] = np.where(higher, bulge, out[here])
-            thin[here] = np.where(higher, np.float32(math.exp(-size / _ESCAPE_UM)), thin[here])
-    return np.maximum(out, 0), thin
+            near = np.float32(math.exp(-(grain.radius_um + spike.length_um - along) / _APEX_UM))
+            apex[here] = np.where(higher, near, apex[here])
+    return np.maximum(out, 0), apex
 
 
 def _ball(y: Image, x: Image, radius: float, centre_height: float) -> Image:

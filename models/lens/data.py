@@ -56,7 +56,7 @@ class Conditions(BaseModel):
     photons: tuple[float, ...] = Field(min_length=1)
     grains: tuple[int, int] = (0, 7)
     spike_length_um: Span = (5.0, 5.6)
-    spike_base_um: Span = (1.9, 2.2)
+    spike_base_um: Span = (1.7, 2.0)
     albedo: Span = (0.65, 0.85)
     exposure: Span = (0.66, 0.74)
     veil: Span = (0.4, 0.5)

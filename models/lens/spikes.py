@@ -22,12 +22,12 @@ MATCH_RADIUS_PX = 20.0
 _CHANCE_DRAWS = 20
 
 # Of the smoothing, about half a spike's width; and how far apart two spikes are at least.
-_SCALE_UM = 0.50
+_SCALE_UM = 0.70
 _APART_UM = 2.0
 # A spike sticks out of its grain: how far beyond the region it is still looked for.
 _BEYOND_UM = 1.0
 # Of the bump's curvature, as a share of full scale per _SCALE_UM^2: found on scenes of the training conditions.
-_LEAST_CURVATURE = 0.04
+_LEAST_CURVATURE = 0.05
 
 
 def find_spikes(
