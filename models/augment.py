@@ -95,7 +95,7 @@ def augment(
     # From crop (x, y) to source (x, y): what warpAffine wants with WARP_INVERSE_MAP.
     linear = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]) / scale
     matrix = np.column_stack([linear, centre - linear @ np.full(2, (crop_px - 1) / 2)])
-    return [_mirrored(_cut(part, matrix, crop_px, scale), flip_y, flip_x) for part in parts]
+    return [_mirrored(sampled(part, matrix, (crop_px, crop_px)), flip_y, flip_x) for part in parts]
 
 
 def _extent_px(angle_deg: float, scale: float, crop_px: int) -> float:
@@ -104,20 +104,32 @@ def _extent_px(angle_deg: float, scale: float, crop_px: int) -> float:
     return (abs(math.cos(turn)) + abs(math.sin(turn))) * crop_px / scale
 
 
-def _cut(part: Array, matrix: NDArray[np.float64], crop_px: int, scale: float) -> Array:
-    how = cv2.INTER_NEAREST
-    source = part
-    if np.issubdtype(part.dtype, np.floating):
+def sampled(image: Array, matrix: NDArray[np.float64], shape_px: tuple[int, int]) -> Array:
+    """A picture on another grid.
+
+    Parameters
+    ----------
+    image
+        (h, w) or (h, w, channels). Floats are interpolated, averaged over the area of the new pixels where these are
+        larger, and kept within the values there were; of integers, which are labels, the nearest is taken.
+    matrix
+        (2, 3): takes (x, y, 1) of the new grid to (x, y) of the image.
+    shape_px
+        (height, width) of the new grid; outside the image stands its mirror image.
+    """
+    how, source = cv2.INTER_NEAREST, image
+    if np.issubdtype(image.dtype, np.floating):
         how = cv2.INTER_CUBIC
-        if scale < 1:
-            # A pixel of the crop covers 1 / scale pixels of the source: a Gaussian of that box's variance.
-            source = cv2.GaussianBlur(part, (0, 0), math.sqrt((1 / scale**2 - 1) / 12), borderType=cv2.BORDER_REFLECT)
-    cut = cv2.warpAffine(
-        source, matrix, (crop_px, crop_px), flags=how | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101
+        coarser = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
+        if coarser > 1.001:
+            # A Gaussian with the variance of a pixel of the new grid, less that of a pixel there was.
+            source = cv2.GaussianBlur(image, (0, 0), math.sqrt((coarser**2 - 1) / 12), borderType=cv2.BORDER_REFLECT)
+    out = cv2.warpAffine(
+        source, matrix, shape_px[::-1], flags=how | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101
     )
     if how == cv2.INTER_CUBIC:
-        np.clip(cut, part.min(), part.max(), out=cut)  # a cubic overshoots beside a step
-    return np.asarray(cut, dtype=part.dtype)
+        np.clip(out, image.min(), image.max(), out=out)  # a cubic overshoots beside a step
+    return np.asarray(out, dtype=image.dtype)
 
 
 def _mirrored(crop: Array, flip_y: bool, flip_x: bool) -> Array:

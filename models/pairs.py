@@ -41,8 +41,10 @@ class _Record(BaseModel):
 class FittedImage(_Record):
     """How one SEM image lies on the mosaic: `matrix` takes (x, y, 1) of an optical pixel to (x, y) of an SEM pixel.
 
-    `scale` is SEM pixels per optical pixel, `scale_expected` what the pixel sizes say; `shift_px` is (y, x);
-    `databar_px` are the rows (first, one past the last) of the microscope's own text, if any.
+    `scale` is SEM pixels per optical pixel, `scale_expected` what the sizes of the pixels say; `shift_px` is (y, x);
+    `score` is None for landmarks; `residuals_px` are optical pixels by which regions, or landmarks, are still off,
+    and `residual_px` their root mean square. `burned_in` are the boxes (top, left, bottom, right) of the SEM image
+    that its microscope wrote over.
     """
 
     file: str
@@ -52,19 +54,24 @@ class FittedImage(_Record):
     scale_expected: float = Field(gt=0)
     rotation_deg: float
     shift_px: tuple[float, float]
-    score: float
+    score: float | None
     residual_px: float = Field(ge=0)
-    databar_px: tuple[int, int] | None = None
+    residuals_px: tuple[float, ...] = ()
+    burned_in: tuple[tuple[int, int, int, int], ...] = ()
 
 
 class Crop(_Record):
-    """One kept crop: top left corner (y, x) on the resampled mosaic, which SEM image, and its local misfit."""
+    """One kept crop: top left corner (y, x) on the resampled mosaic, and which SEM image it is of.
+
+    `residual_px` is by how much the SEM crop would have to move to fit better; None where the two have too little in
+    common to say.
+    """
 
     name: str
     split: Split
     corner_px: tuple[int, int]
     sem: str
-    residual_px: float = Field(ge=0)
+    residual_px: float | None = Field(default=None, ge=0)
 
 
 class Rejected(_Record):
