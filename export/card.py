@@ -53,6 +53,7 @@ def model_card(checkpoint: Checkpoint, manifest: Manifest, figures: Mapping[str,
         else f"sides multiples of {manifest.side_multiple_px} px"
     )
     loss = ", ".join(f"{key} {value}" for key, value in recipe.model_dump().get("loss", {}).items())
+    remarks = f"\n{' '.join(recipe.remarks.split())}\n" if recipe.remarks else ""
     return f"""# {manifest.name}
 
 Trained on **synthetic** images only. No real microscope image was used, and no claim about real specimens follows from
@@ -74,7 +75,7 @@ Training: {checkpoint.step:,} of {train.steps:,} steps of {train.crops} crops of
 ## Figures
 
 {_figures(figures) if figures else _UNJUDGED}
-
+{remarks}
 Exported file against torch: largest error {manifest.verify.max_abs_error:.1e} of full scale \
 ({manifest.verify.against}).
 

@@ -74,12 +74,14 @@ class ValidationSection(Section):
 class Recipe(Section):
     """One training run of one system; each system adds its tables.
 
-    `description` goes into the manifest and the model card: the training data in words.
+    `description` goes into the manifest and the model card: the training data in words. `remarks` goes into the card:
+    what somebody found out about this network in an experiment, with the command.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     task: str
     description: str
+    remarks: str = ""
     seed: int = Field(ge=0)
     network: NetworkSection
     train: TrainSection
