@@ -138,7 +138,7 @@ METHODS: dict[str, Method] = {
         Method(
             "gauss-unsharp",
             _unsharp,
-            {"smooth_px": (0.75, 1, 1.5, 2), "radius_px": (2, 3, 4, 8), "amount": (1, 2, 3, 5)},
+            {"smooth_px": (0.75, 1, 1.5, 2, 3), "radius_px": (2, 3, 4, 6, 8, 12), "amount": (1, 2, 3, 5)},
             needs_psf=False,
         ),
         Method("wiener", wiener, {"noise": _NOISES}),
