@@ -83,9 +83,16 @@ def text_report(report: Mapping[str, Any]) -> str:
     lines = [f"{report['model']} on {report['data']}"]
     for title, rows in report.get("tables", {}).items():
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-        lines += ["", f"{title:32s}" + "".join(f"{column:>20s}" for column in columns)]
-        for name, row in rows.items():
-            cells = (row.get(column) for column in columns)
-            texts = ("–" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells)
-            lines.append(f"{name:32s}" + "".join(f"{text:>20s}" for text in texts))
+        grid = [[title, *columns], *([name, *map(_cell, map(row.get, columns))] for name, row in rows.items())]
+        widths = [max(len(line[place]) for line in grid) for place in range(len(grid[0]))]
+        lines.append("")
+        for first, *others in grid:
+            cells = (f"{cell:>{width}s}" for cell, width in zip(others, widths[1:], strict=True))
+            lines.append(f"{first:{widths[0]}s}  {'  '.join(cells)}")
     return "\n".join([*lines, "", *report.get("notes", ())])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
