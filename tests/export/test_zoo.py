@@ -25,9 +25,8 @@ from models.enhance.data import heldout
 from models.recipe import read_recipe
 
 MODELS = Path(models.__file__).parent
-NAMES = ("enhance-rt", "enhance-rt-x2", "srcnn", "sem-lite", "neural-lens-mini")
-# The weights twice: as they were trained, and in the ONNX file.
-LARGEST_BYTES = dict.fromkeys(NAMES, 8e6) | {"neural-lens-mini": 32e6}
+NAMES = ("enhance-rt", "enhance-rt-x2", "srcnn")
+LARGEST_BYTES = 8e6  # the weights twice: as they were trained, and in the ONNX file
 
 
 def judged(name: str) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def test_a_bundle_is_what_its_manifest_says(name: str) -> None:
     assert manifest.name == name
     assert manifest.checkpoint_sha256 == sha256_of(bundle.folder / bundle.index.weights)
     assert manifest.verify.max_abs_error < 1e-4
-    assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < LARGEST_BYTES[name]
+    assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < LARGEST_BYTES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,24 +90,3 @@ def test_the_other_enhancers_beat_their_input(name: str, scale: Literal[1, 2]) -
         before.append(metrics.psnr_db(enlarged, pair.truth, border_px=border_px))
         after.append(metrics.psnr_db(infer(pair.image)["enhanced"], pair.truth, border_px=border_px))
     assert np.mean(after) > np.mean(before) + 2.0
-
-
-@pytest.mark.slow
-def test_sem_lite_beats_the_best_histogram_matched_wiener_result() -> None:
-    report = judged("sem-lite")
-    assert report["psnr_db"]["output"] > report["psnr_db"]["best_classical"]
-    assert report["epi"]["output"] > report["epi"]["input"]
-
-
-@pytest.mark.slow
-def test_the_neural_lens_finds_spikes_and_keeps_types_apart() -> None:
-    report = judged("neural-lens-mini")
-    spikes = report["spikes"]
-    assert spikes["f1"] >= 0.8
-    assert spikes["f1"] > 2 * spikes["f1_of_chance"]
-    assert spikes["std_x_px"] <= 5.0  # of the 1024 px field: Grant-Jacob et al. 2019 report 5.0 and 4.3
-    assert spikes["std_y_px"] <= 4.3
-    assert report["labels"]["iou"] >= 0.85
-    assert report["labels"]["grain_accuracy"] >= 0.95
-    assert report["leak"] < 0.01
-    assert report["own_energy"] >= 0.95
