@@ -242,7 +242,8 @@ def _missing(side_px: int) -> int:
 
 def _norm(norm: Norm, features: int) -> nn.Module:
     if norm == "batch":
-        return nn.BatchNorm2d(features)
+        # Batches are a few crops: statistics for inference must be means over many of them.
+        return nn.BatchNorm2d(features, momentum=0.02)
     if norm == "instance":
         return nn.InstanceNorm2d(features, affine=True)
     if norm == "none":

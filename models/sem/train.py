@@ -137,15 +137,18 @@ class SemTrainee:
         return {"discriminator": update("discriminator", loss)}
 
     def validate(self, net: Network) -> dict[str, float]:
-        """PSNR, edge preservation and (less is better) contextual loss of whole pictures of other specimens."""
+        """SSIM, PSNR, edge preservation and (less is better) contextual loss of whole pictures of other specimens.
+
+        The first decides: PSNR alone prefers a blur, EPI alone forgives a wrong level.
+        """
         infer = infer_with(net)
         made = [infer(optical)["sem"] for optical, _ in self._source.validation]
         truths = [truth for _, truth in self._source.validation]
         scores = [
-            (metrics.psnr_db(a, b, border_px=8), metrics.epi(a, b, border_px=8), contextual(a, b))
+            (*(judge(a, b, border_px=8) for judge in (metrics.ssim, metrics.psnr_db, metrics.epi)), contextual(a, b))
             for a, b in zip(made, truths, strict=True)
         ]
-        return dict(zip(("psnr_db", "epi", "contextual"), map(float, np.mean(scores, axis=0)), strict=True))
+        return dict(zip(("ssim", "psnr_db", "epi", "contextual"), map(float, np.mean(scores, axis=0)), strict=True))
 
     def pictures(self, net: Network) -> Image:
         """Rows of optical picture, output and truth."""
