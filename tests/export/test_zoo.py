@@ -25,7 +25,7 @@ from models.enhance.data import heldout
 from models.recipe import read_recipe
 
 MODELS = Path(models.__file__).parent
-NAMES = ("enhance-rt", "enhance-rt-x2", "srcnn")
+NAMES = ("enhance-rt", "enhance-rt-x2", "srcnn", "sem-lite")
 LARGEST_BYTES = 8e6  # the weights twice: as they were trained, and in the ONNX file
 
 
@@ -90,3 +90,10 @@ def test_the_other_enhancers_beat_their_input(name: str, scale: Literal[1, 2]) -
         before.append(metrics.psnr_db(enlarged, pair.truth, border_px=border_px))
         after.append(metrics.psnr_db(infer(pair.image)["enhanced"], pair.truth, border_px=border_px))
     assert np.mean(after) > np.mean(before) + 2.0
+
+
+@pytest.mark.slow
+def test_sem_lite_beats_the_best_histogram_matched_wiener_result() -> None:
+    report = judged("sem-lite")
+    assert report["psnr_db"]["output"] >= report["psnr_db"]["best_classical"] + 2.0
+    assert report["epi"]["output"] >= report["epi"]["input"] + 0.3
