@@ -57,7 +57,7 @@ class Conditions(BaseModel):
     grains: tuple[int, int] = (0, 7)
     spike_length_um: Span = (5.0, 5.6)
     spike_base_um: Span = (1.7, 2.0)
-    albedo: Span = (0.65, 0.85)
+    albedo: Span = (0.55, 0.7)
     exposure: Span = (0.66, 0.74)
     veil: Span = (0.4, 0.5)
     pixel_size_nm: float = Field(default=4 * PAPER_PIXEL_NM, gt=0)
@@ -116,7 +116,7 @@ class Scene(NamedTuple):
 
 
 HELDOUT_SEED = 20_253
-HELDOUT = Conditions(radius_um=((7.6, 8.6),), spikes=(16, 20), photons=(430, 510), grains=(3, 6))
+HELDOUT = Conditions(radius_um=((7.6, 8.6),), spikes=(16, 20), photons=(400, 460), grains=(3, 6))
 
 
 def heldout(*, count: int = 24, side_px: int = 256) -> list[Scene]:

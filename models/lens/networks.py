@@ -23,6 +23,8 @@ from models.network import Network, Output, fold_batch_norm
 
 # Decoder layers with dropout, counted from the one after the innermost (Isola et al. 2017, section 6.1.1).
 _DROPPED = (1, 2, 3)
+# Grains scatter a tenth of the light, spikes less: the networks get the difference from the picture's mean, enlarged.
+_LIGHT_GAIN = 4.0
 # How steeply a mask rises where its score overtakes the others: between 0 and 1 within half a unit of the score.
 _STEEPNESS = 2.0
 
@@ -162,8 +164,11 @@ class NeuralLens(Network):
         colours = torch.tensor([type_colour(index) for index in range(len(types))])
         self.register_buffer("colours", colours.view(len(types), 3, 1, 1), persistent=False)
 
-    def scores(self, image: Tensor) -> Tensor:
-        """(n, types, h, w): the logit of each type against the background, whose logit is 0."""
+    def light(self, image: Tensor) -> Tensor:
+        """(n, 1, h, w): how each pixel differs from the picture's mean, about -1 to 1; what the networks look at.
+
+        So what a mask blacks out is not the darkest there is, but of no difference.
+        """
         height, width = image.shape[-2:]
         multiple = self.side_multiple_px
         if height % multiple or width % multiple:
@@ -171,7 +176,11 @@ class NeuralLens(Network):
                 f"a picture of {height} x {width} px does not fit: a U-Net that halves its sides"
                 f" {multiple.bit_length() - 1} times needs multiples of {multiple} px; crop or pad it"
             )
-        out: Tensor = self.label(_signed(image))
+        return (image - image.mean((2, 3), keepdim=True)) * _LIGHT_GAIN
+
+    def scores(self, light: Tensor) -> Tensor:
+        """(n, types, h, w): the logit of each type against the background, whose logit is 0."""
+        out: Tensor = self.label(light)
         return out
 
     def masks(self, scores: Tensor) -> Tensor:
@@ -186,13 +195,13 @@ class NeuralLens(Network):
         others = maps.sum(1, keepdim=True) - maps
         return wide * (1 - others).clamp(0, 1)
 
-    def magnified(self, image: Tensor, masks: Tensor) -> Tensor:
+    def magnified(self, light: Tensor, masks: Tensor) -> Tensor:
         """(n, types, h, w) in 0..1: the electron picture of each type, on black, from its share of the light."""
-        return torch.cat([self.magnified_type(index, image, masks) for index in range(len(self.types))], 1)
+        return torch.cat([self.magnified_type(index, light, masks) for index in range(len(self.types))], 1)
 
-    def magnified_type(self, index: int, image: Tensor, masks: Tensor) -> Tensor:
+    def magnified_type(self, index: int, light: Tensor, masks: Tensor) -> Tensor:
         """(n, 1, h, w): one entry of `magnified`."""
-        return _unsigned(self.magnify[index](_signed(image * masks[:, index : index + 1])))
+        return _unsigned(self.magnify[index](light * masks[:, index : index + 1]))
 
     def shadowed(self, on_black: Tensor) -> Tensor:
         """(n, 1, h, w) in 0..1: grains on black to grains on a substrate, with the shadows they cast."""
@@ -200,8 +209,9 @@ class NeuralLens(Network):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The pictures of `outputs`, from one pass through every network."""
-        maps = steep_masks(self.scores(image))
-        return self.joined(maps, self.magnified(image, self.dilated(maps)))
+        light = self.light(image)
+        maps = steep_masks(self.scores(light))
+        return self.joined(maps, self.magnified(light, self.dilated(maps)))
 
     def joined(self, maps: Tensor, magnified: Tensor) -> tuple[Tensor, ...]:
         """The pictures of `outputs` from type maps and magnified types, (n, types, h, w) each."""

@@ -42,14 +42,15 @@ def staged(net: NeuralLens, image: Tensor) -> tuple[Tensor, ...]:
     """
     if image.shape[0] != 1:
         raise SpecimenError(f"the staged form takes one picture at a time, got {image.shape[0]}; call it for each")
-    maps = steep_masks(net.scores(image))
+    light = net.light(image)
+    maps = steep_masks(net.scores(light))
     masks = net.dilated(maps)
     magnified = torch.zeros_like(masks)
     for index in range(len(net.types)):
         box = mask_box(masks[0, index], net.side_multiple_px)
         if box is not None:
             window = (..., slice(box.top, box.bottom), slice(box.left, box.right))
-            part = net.magnified_type(index, image[window], masks[window])
+            part = net.magnified_type(index, light[window], masks[window])
             magnified[:, index : index + 1][window] = part
     return net.joined(maps, magnified)
 

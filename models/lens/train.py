@@ -113,12 +113,12 @@ class LensTrainee:
         (input, output, truth) by network, outputs detached, and the losses to log.
         """
         net, weights = self.net, self.recipe.loss
-        image, maps, on_black = batch["image"], batch["maps"], batch["on_black"]
+        light, maps, on_black = net.light(batch["image"]), batch["maps"], batch["on_black"]
         # Which crops (n, 1, 1, 1) get predictions.
-        chosen = (torch.rand(len(image), 1, 1, 1) < 0.5) & own
+        chosen = (torch.rand(len(light), 1, 1, 1) < 0.5) & own
         with autocast(self.recipe.train):
             with torch.set_grad_enabled("label" in due):
-                scores = net.scores(image).float()
+                scores = net.scores(light).float()
             true_masks = net.dilated(maps)
             masks = torch.where(chosen, net.masks(scores.detach()), true_masks)
             # (input, output, truth) of each network that learns in this step.
@@ -128,10 +128,10 @@ class LensTrainee:
                 mask, true_mask = masks[:, index : index + 1], true_masks[:, index : index + 1]
                 if name in due or "shadow" in due:
                     with torch.set_grad_enabled(name in due):
-                        magnified = net.magnified_type(index, image, masks).float()
+                        magnified = net.magnified_type(index, light, masks).float()
                     grains = grains + magnified.detach() * mask
                 if name in due:
-                    pairs[name] = (image * mask, magnified, on_black * true_mask)
+                    pairs[name] = (light * mask, magnified, on_black * true_mask)
             if "shadow" in due:
                 grains = torch.where(chosen, grains.clamp(0, 1), on_black)
                 pairs["shadow"] = (grains, net.shadowed(grains).float(), batch["shadowed"])

@@ -101,11 +101,12 @@ def test_the_pictures_are_joined_as_the_formulas_say() -> None:
     net = NeuralLens(downs=4, ngf=4, margin_px=0).eval()
     net.magnify = nn.ModuleList([Copy(), Copy()])
     net.shadow = Copy()
-    image = torch.rand(1, 1, 16, 16) * 0.8 + 0.1
+    light = torch.rand(1, 1, 16, 16) * 1.6 - 0.8
+    image = (light + 1) / 2  # as an electron picture
     maps = torch.zeros(1, 2, 16, 16)
     maps[0, 0, :8, :8] = 1
     maps[0, 1, 8:, 8:] = 1
-    shadowed, magnified, colours, coloured, first, second = net.joined(maps, net.magnified(image, maps))
+    shadowed, magnified, colours, coloured, first, second = net.joined(maps, net.magnified(light, maps))
     close = {"atol": 2e-4, "rtol": 0.0}
     torch.testing.assert_close(first, image * maps[:, :1], **close)
     torch.testing.assert_close(second, image * maps[:, 1:], **close)

@@ -17,6 +17,8 @@ from models.lens.train import LensTrainee
 from models.recipe import read_recipe
 from models.train import fit
 
+CROPS = 6  # enough for grains of both types
+
 
 @pytest.fixture(scope="module")
 def recipe() -> LensRecipe:
@@ -35,7 +37,7 @@ def trainee(recipe: LensRecipe) -> LensTrainee:
 
 
 def batch(trainee: LensTrainee) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(part) for name, part in trainee.draw(1, range(2)).items()}
+    return {name: torch.from_numpy(part) for name, part in trainee.draw(1, range(CROPS)).items()}
 
 
 def step(trainee: LensTrainee, number: int) -> dict[str, float]:
@@ -86,12 +88,12 @@ def test_the_networks_first_get_the_truth_and_later_also_what_they_predict(train
     seen: list[Tensor] = []
     trainee.net.shadow.register_forward_hook(lambda module, given, made: seen.append(given[0]))
     for own in (False, True):
-        torch.manual_seed(0)  # the first crop is chosen, the second is not
+        torch.manual_seed(0)  # which crops are chosen
         trainee.generator_step(batch(trainee), lambda name, loss: 0.0, due={"shadow"}, own=own, adversary=0.0)
     truth = batch(trainee)["on_black"] * 2 - 1
     torch.testing.assert_close(seen[0], truth)
-    changed = [not torch.allclose(seen[1][crop], truth[crop], atol=1e-3) for crop in range(2)]
-    chosen = (torch.manual_seed(0), torch.rand(2, 1, 1, 1) < 0.5)[1].flatten().tolist()
+    changed = [not torch.allclose(seen[1][crop], truth[crop], atol=1e-3) for crop in range(CROPS)]
+    chosen = (torch.manual_seed(0), torch.rand(CROPS, 1, 1, 1) < 0.5)[1].flatten().tolist()
     assert changed == chosen
 
 
