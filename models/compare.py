@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from models.checkpoint import load_checkpoint, subject_of
 from models.errors import RecipeError
-from models.evaluate import evaluate
+from models.evaluate import Subject, evaluate
 from models.recipe import Recipe
 from models.systems import SYSTEMS, imported
 from models.train import Ranks, Trainee, fit, update_of
@@ -24,8 +24,19 @@ log = logging.getLogger(__name__)
 _ROUNDS, _STEPS_A_ROUND = 6, 5
 
 
+def on_heldout(subject: Subject) -> Mapping[str, Any]:
+    """The report on `synthetic:heldout`."""
+    return evaluate(subject, "synthetic:heldout").report
+
+
 def compare(
-    recipes: Sequence[Recipe], out: Path, *, seeds: Sequence[int], minutes: float, workers: int | None = None
+    recipes: Sequence[Recipe],
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    minutes: float,
+    workers: int | None = None,
+    judge: Callable[[Subject], Mapping[str, Any]] = on_heldout,
 ) -> dict[str, Any]:
     """Train every recipe with every seed for the same time, and judge the results on `synthetic:heldout`.
 
@@ -42,6 +53,8 @@ def compare(
         At least two: one seed has no spread.
     minutes
         Training time of each run.
+    judge
+        Gives the report of a trained network; its numbers about the output are what is compared.
 
     Returns
     -------
@@ -63,8 +76,8 @@ def compare(
                 every = max(1, count // 4)
                 timed = recipe.having("train", steps=count).having("validation", every=every)
                 fit(timed.model_copy(update={"seed": seed}), run, workers=workers)
-            judged = evaluate(subject_of(load_checkpoint(run / "last.safetensors")), "synthetic:heldout")
-            for figure, value in _figures(judged.report):
+            report = judge(subject_of(load_checkpoint(run / "last.safetensors")))
+            for figure, value in _figures(report):
                 figures.setdefault(figure, {}).setdefault(recipe.name, []).append(value)
     summary = {
         figure: {

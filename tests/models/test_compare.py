@@ -8,24 +8,33 @@ import pytest
 if os.environ.get("CI") != "true":
     pytest.importorskip("torch", reason="needs the extra [train]")
 
+import numpy as np
 from click.testing import CliRunner
 
 from models.__main__ import main
 from models.compare import compare
 from models.errors import RecipeError
+from models.evaluate import Subject
 from models.recipe import read_recipe
 
 A, B = (read_recipe(name).tiny() for name in ("srcnn", "srcnn-attention"))
 
 
+def brightness(subject: Subject) -> dict[str, dict[str, float]]:
+    """What a judge reports, in a moment."""
+    image = np.full((64, 64), 0.5, np.float32)
+    return {"mean": {"input": 0.5, "output": float(subject.shown(image).mean())}}
+
+
 @pytest.mark.slow
 def test_recipes_are_given_the_same_time_and_judged_with_a_spread(tmp_path: Path) -> None:
-    report = compare([A, B], tmp_path, seeds=[1, 2], minutes=0.02, workers=1)
+    report = compare([A, B], tmp_path, seeds=[1, 2], minutes=0.02, workers=1, judge=brightness)
     # Attention costs time, so it gets fewer steps.
     assert report["steps"]["srcnn"] > report["steps"]["srcnn-attention"] >= 1
-    psnr = report["figures"]["psnr_db output"]
-    assert set(psnr) == {"srcnn", "srcnn-attention"}
-    assert all(figure["std"] > 0 for figure in psnr.values())
+    assert list(report["figures"]) == ["mean output"]
+    means = report["figures"]["mean output"]
+    assert set(means) == {"srcnn", "srcnn-attention"}
+    assert all(figure["std"] > 0 for figure in means.values())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"{name}-{seed}" for name in ("srcnn", "srcnn-attention") for seed in (1, 2)
     ]
