@@ -244,8 +244,8 @@ def from_landmarks(
     Examples
     --------
     >>> fit = from_landmarks([(0, 0), (0, 10), (10, 0)], [(5, 7), (5, 27), (25, 7)])
-    >>> fit.scale, fit.rotation_deg, fit.shift_px, round(fit.residual_px, 6)
-    (2.0, 0.0, (5.0, 7.0), 0.0)
+    >>> [round(value, 6) for value in (fit.scale, abs(fit.rotation_deg), *fit.shift_px, fit.residual_px)]
+    [2.0, 0.0, 5.0, 7.0, 0.0]
     """
     moves = MOVES[model]
     a, b = (np.asarray(points, np.float64).reshape(-1, 2)[:, ::-1] for points in (optical_yx, sem_yx))
