@@ -6,9 +6,6 @@ specimen families, apertures, vignette centres and noise levels that no training
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,6 +18,7 @@ from models.exposure import Exposure
 from models.families import FAMILIES
 from models.optics import Optics, blur
 from models.samples import load_specimen, render
+from models.workers import spread
 
 Image = NDArray[np.float32]
 
@@ -146,14 +144,7 @@ class Scenes(NamedTuple):
 
 def scenes(conditions: Conditions, *, count: int, side_px: int, seed: int, workers: int | None = None) -> Scenes:
     """Draw and blur specimens on all cores; what is drawn depends on the seed only, not on the workers."""
-    workers = workers or len(os.sched_getaffinity(0))
-    jobs = [(conditions, side_px, seed, number) for number in range(count)]
-    if workers == 1:
-        drawn = list(map(_scene, jobs))
-    else:
-        # Spawned, not forked: the parent has torch's threads, which do not survive a fork.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            drawn = list(pool.map(_scene, jobs, chunksize=8))
+    drawn = spread(_scene, [(conditions, side_px, seed, number) for number in range(count)], workers)
     return Scenes(np.stack([truth for truth, _ in drawn]), np.stack([blurred for _, blurred in drawn]))
 
 

@@ -8,19 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from models.enhance.data import Conditions
+from models.folder import PairsSection
 from models.recipe import Recipe, ScenesSection, Section, ValidationSection
 
 
-class PairsSection(Section):
-    """A lab's own pairs instead of drawn specimens: a folder made by `superlens-train pairs`.
+class EnhancePairs(PairsSection):
+    """Pairs have images and truths on one grid."""
 
-    `pixel_size_nm` is the pixel the network will be used at; the folder must have the same within 2 %.
-    """
-
-    folder: Path
-    pixel_size_nm: float = Field(default=Conditions.model_fields["pixel_size_nm"].default, gt=0)
-    rotations_deg: tuple[float, ...] = (0, 30, 45, 60, 90)
-    scales: tuple[float, ...] = (1.0,)
     scale: Literal[1] = 1
 
 
@@ -42,7 +36,7 @@ class EnhanceRecipe(Recipe):
     """One training run of an enhancer."""
 
     task: Literal["enhance"]
-    data: Annotated[Conditions | PairsSection, Field(union_mode="left_to_right")]
+    data: Annotated[Conditions | EnhancePairs, Field(union_mode="left_to_right")]
     scenes: ScenesSection = ScenesSection(count=1200, side_px=256)
     loss: LossSection = LossSection()
     validation: EnhanceValidation
@@ -64,5 +58,5 @@ class EnhanceRecipe(Recipe):
 
     def with_pairs(self, folder: Path) -> EnhanceRecipe:
         """The same recipe, fed with the pairs of a folder."""
-        pairs = PairsSection(folder=folder, pixel_size_nm=self.data.pixel_size_nm)
+        pairs = EnhancePairs(folder=folder, pixel_size_nm=self.data.pixel_size_nm)
         return self.model_copy(update={"data": pairs})

@@ -6,9 +6,6 @@ grain sizes, numbers of spikes and noise levels that no training configuration c
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +16,7 @@ from models import pollen
 from models.exposure import Span
 from models.optics import Sensor
 from models.pollen import Grain, Spike
+from models.workers import spread
 
 Image = NDArray[np.float32]
 
@@ -157,14 +155,7 @@ class Bank(NamedTuple):
 
 def bank(conditions: Conditions, *, count: int, side_px: int, seed: int, workers: int | None = None) -> Bank:
     """Draw scenes on all cores; what is drawn depends on the seed only, not on the workers."""
-    workers = workers or len(os.sched_getaffinity(0))
-    jobs = [(conditions, side_px, seed, number) for number in range(count)]
-    if workers == 1:
-        drawn = list(map(_banked, jobs))
-    else:
-        # Spawned, not forked: the parent has torch's threads, which do not survive a fork.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            drawn = list(pool.map(_banked, jobs, chunksize=8))
+    drawn = spread(_banked, [(conditions, side_px, seed, number) for number in range(count)], workers)
     return Bank(*(np.stack(part) for part in zip(*drawn, strict=True)))
 
 

@@ -14,7 +14,8 @@ from models.errors import RecipeError
 from models.evaluate import Infer, Judgement, Picture, Subject
 from models.lens import data, spikes
 from models.lens.data import PAPER_PIXEL_NM, Conditions, Scene
-from models.lens.recipe import LensRecipe
+from models.lens.folder import folder_scenes
+from models.lens.recipe import LensPairs, LensRecipe
 from models.pollen import TYPES
 
 Image = NDArray[np.float32]
@@ -38,9 +39,8 @@ def evaluate(subject: Subject, data_set: str, *, folder: Path | None, thorough: 
             heldout_conditions(recipe), count=HELDOUT_SCENES, side_px=recipe.train.crop_px, seed=data.HELDOUT_SEED
         )
     elif data_set == "pairs" and folder is not None:
-        from models.lens.folder import folder_scenes  # here, because the held-out set needs no OpenCV
-
-        scenes = folder_scenes(folder, "test", types=types, pixel_size_nm=pixel_nm)
+        section = LensPairs(folder=folder, types=types, pixel_size_nm=pixel_nm)
+        scenes = folder_scenes(section, "test")
     else:
         raise RecipeError(
             f"a neural lens is not judged on {data_set!r}; choose synthetic:heldout, or pairs with a folder of them"

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from models.augment import augment
 from models.errors import PairsError
 from models.lens.data import Scene
-from models.pairs import Split, read_index, read_pairs
+from models.lens.recipe import LensPairs
+from models.pairs import Split, read_index
 
 Image = NDArray[np.float32]
 
 _LABEL_IT = "draw them with: superlens-train pairs ... --labels"
 
 
-def folder_scenes(folder: Path, split: Split, *, types: tuple[str, ...], pixel_size_nm: float) -> list[Scene]:
+def folder_scenes(section: LensPairs, split: Split) -> list[Scene]:
     """The pairs of one split as scenes; each connected region of a label counts as one grain.
 
     The picture on black is the SEM image where something is labelled. Tips, grains and light are not known.
@@ -29,19 +27,15 @@ def folder_scenes(folder: Path, split: Split, *, types: tuple[str, ...], pixel_s
         There are no labels, the classes are not the types in their order, a type occurs nowhere in the split, or the
         pixel is more than 2 % off.
     """
+    folder, types = section.folder, section.types
     index = read_index(folder)
     if index.classes != types:
         raise PairsError(
             f"the pairs in {folder} have the classes {list(index.classes)}, expected {list(types)} in this order;"
             f" {_LABEL_IT}, or name their classes in network.options.types and data.types"
         )
-    if abs(index.pixel_size_nm / pixel_size_nm - 1) > 0.02:
-        raise PairsError(
-            f"the pairs in {folder} have pixels of {index.pixel_size_nm:.1f} nm, the recipe is for"
-            f" {pixel_size_nm:.1f} nm; make them again with that pixel"
-        )
     scenes = []
-    for pair in read_pairs(folder, split):
+    for pair in section.pairs(split):
         labels = np.zeros(pair.image.shape, np.uint8) if pair.labels is None else pair.labels
         grain_of = np.zeros(labels.shape, np.uint8)
         for number in range(1, len(types) + 1):
@@ -60,23 +54,13 @@ def folder_scenes(folder: Path, split: Split, *, types: tuple[str, ...], pixel_s
     return scenes
 
 
-def folder_crop(
-    scenes: list[Scene],
-    rng: np.random.Generator,
-    *,
-    types: int,
-    crop_px: int,
-    rotations_deg: tuple[float, ...],
-    scales: tuple[float, ...],
-) -> dict[str, Image]:
+def folder_crop(section: LensPairs, scenes: list[Scene], rng: np.random.Generator, *, crop_px: int) -> dict[str, Image]:
     """One random crop of one scene, as `models.lens.data.crop` gives it."""
     scene = scenes[rng.integers(len(scenes))]
-    image, labels, shadowed = augment(
-        [scene.image, scene.labels, scene.shadowed], rng, crop_px=crop_px, rotations_deg=rotations_deg, scales=scales
-    )
+    image, labels, shadowed = section.cut([scene.image, scene.labels, scene.shadowed], rng, crop_px=crop_px)
     return {
         "image": image[None],
-        "maps": np.stack([labels == number for number in range(1, types + 1)]).astype(np.float32),
+        "maps": np.stack([labels == number for number in range(1, len(section.types) + 1)]).astype(np.float32),
         "on_black": (shadowed * (labels > 0))[None].astype(np.float32),
         "shadowed": shadowed[None],
     }

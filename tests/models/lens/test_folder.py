@@ -11,13 +11,12 @@ from models.errors import PairsError
 from models.lens import data
 from models.lens.data import HELDOUT, Scene
 from models.lens.folder import folder_crop, folder_scenes
-from models.lens.recipe import LensPairsSection, LensRecipe
+from models.lens.recipe import LensPairs, LensRecipe
 from models.pairs import PAIRS_FILE, PairSet, Split, read_index
 from models.recipe import read_recipe
 from tests.pairs import write_pairs
 
 PIXEL_NM = HELDOUT.pixel_size_nm
-ABOUT = {"types": HELDOUT.types, "pixel_size_nm": PIXEL_NM}
 SCENES = data.scenes(HELDOUT, count=3, side_px=96, seed=4)
 
 
@@ -36,8 +35,13 @@ def labelled(
     return folder
 
 
+def section(folder: Path) -> LensPairs:
+    return LensPairs(folder=folder, types=HELDOUT.types, pixel_size_nm=PIXEL_NM, rotations_deg=(0, 90))
+
+
 def test_labelled_pairs_are_scenes(tmp_path: Path) -> None:
-    read = folder_scenes(labelled(tmp_path / "pairs"), "train", **ABOUT)
+    about = section(labelled(tmp_path / "pairs"))
+    read = folder_scenes(about, "train")
     assert len(read) == 3
     for scene, drawn in zip(read, SCENES, strict=True):
         np.testing.assert_array_equal(scene.labels, drawn.labels)
@@ -45,7 +49,7 @@ def test_labelled_pairs_are_scenes(tmp_path: Path) -> None:
         assert scene.on_black[drawn.labels == 0].max() == 0
         assert scene.tips_px is None
         assert (scene.grain_of > 0).tolist() == (drawn.labels > 0).tolist()
-    crop = folder_crop(read, np.random.default_rng(0), types=2, crop_px=64, rotations_deg=(0, 90), scales=(1.0,))
+    crop = folder_crop(about, read, np.random.default_rng(0), crop_px=64)
     assert {name: part.shape for name, part in crop.items()} == {
         "image": (1, 64, 64), "maps": (2, 64, 64), "on_black": (1, 64, 64), "shadowed": (1, 64, 64),
     }  # fmt: skip
@@ -62,7 +66,7 @@ def test_a_lens_trains_on_a_folder_and_is_judged_on_it(tmp_path: Path) -> None:
 
     recipe = read_recipe("neural-lens-mini").with_pairs(labelled(tmp_path / "pairs")).tiny()
     assert isinstance(recipe, LensRecipe)
-    assert isinstance(recipe.data, LensPairsSection)
+    assert isinstance(recipe.data, LensPairs)
     trainee = LensTrainee(recipe)
     trainee.prepare(workers=1)
     assert trainee.draw(1, range(2))["maps"].shape == (2, 2, 64, 64)
@@ -83,19 +87,14 @@ def test_pairs_without_labels_or_with_other_classes_are_refused(tmp_path: Path) 
         PIXEL_NM,
     )
     with pytest.raises(PairsError, match=r"have the classes \[\], expected \['spiny', 'smooth'\]"):
-        folder_scenes(plain, "train", **ABOUT)
+        folder_scenes(section(plain), "train")
     one = labelled(tmp_path / "one", classes=("spiny",))
     with pytest.raises(PairsError, match=r"have the classes \['spiny'\], expected"):
-        folder_scenes(one, "train", **ABOUT)
+        folder_scenes(section(one), "train")
 
 
 def test_labels_of_one_class_only_and_empty_masks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match=r"no pixel of the train pairs in .* is labelled smooth"):
-        folder_scenes(labelled(tmp_path / "one", only=1), "train", **ABOUT)
+        folder_scenes(section(labelled(tmp_path / "one", only=1)), "train")
     with pytest.raises(PairsError, match=r"no pixel of the test pairs in .* is labelled spiny"):
-        folder_scenes(labelled(tmp_path / "none", only=9), "test", **ABOUT)
-
-
-def test_another_pixel_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PairsError, match=r"pixels of 332.0 nm, the recipe is for 300.0 nm"):
-        folder_scenes(labelled(tmp_path / "pairs"), "train", types=HELDOUT.types, pixel_size_nm=300)
+        folder_scenes(section(labelled(tmp_path / "none", only=9)), "test")

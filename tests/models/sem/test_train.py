@@ -12,12 +12,11 @@ if os.environ.get("CI") != "true":
 import torch
 from torch import Tensor, nn
 
-from models.errors import RecipeError
-from models.pairs import Pairing
 from models.recipe import read_recipe
 from models.sem import train
-from models.sem.recipe import PairsSection, SemRecipe
+from models.sem.recipe import SemRecipe
 from models.sem.train import SemTrainee, contextual
+from tests.pairs import write_pairs
 
 
 def tiny(**loss: object) -> SemRecipe:
@@ -129,31 +128,15 @@ def test_validation_and_pictures_work_on_the_exported_form() -> None:
     assert sheet.shape == (6 * 96, 3 * 96)
 
 
-def folder_of(monkeypatch: pytest.MonkeyPatch, pixel_size_nm: float) -> None:
-    rng = np.random.default_rng(0)
-
-    def read(folder: object, split: str) -> list[Pairing]:
-        parts = rng.random((2, 96, 96), dtype=np.float32)
-        return [Pairing(f"{split}-{n}", parts[0], parts[1], pixel_size_nm) for n in range(2)]
-
-    monkeypatch.setattr(train, "read_pairs", read)
-
-
-def test_a_labs_own_pairs_are_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    recipe = tiny().with_pairs(tmp_path)
-    assert isinstance(recipe.data, PairsSection)
-    folder_of(monkeypatch, recipe.pixel_size_nm)
+def test_a_labs_own_pairs_are_a_source(tmp_path: Path) -> None:
+    drawn = [tuple(part) for part in np.random.default_rng(0).random((2, 2, 96, 96), dtype=np.float32)]
+    recipe = tiny().with_pairs(tmp_path / "pairs")
+    write_pairs(tmp_path / "pairs", dict.fromkeys(("train", "validation", "test"), drawn), recipe.pixel_size_nm)
     trainee = SemTrainee(recipe)
     trainee.prepare(workers=1)
     for step in (1, 8):
         assert trainee.draw(step, range(2))["sem"].shape == (2, 1, 64, 64)
     assert trainee.validate(trainee.nets["net"].eval())["psnr_db"] > 0
-
-
-def test_pairs_of_another_pixel_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    folder_of(monkeypatch, 100.0)
-    with pytest.raises(RecipeError, match=r"pixels of 100\.0 nm, the recipe is for 48\.1 nm"):
-        SemTrainee(tiny().with_pairs(tmp_path)).prepare(workers=1)
 
 
 def test_the_contextual_figure_is_the_same_every_time() -> None:
