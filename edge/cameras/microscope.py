@@ -32,8 +32,8 @@ LENS_NA, LENS_MAGNIFICATION = 0.4, 20.0
 """The objective of the neural lens (Grant-Jacob et al. 2019)."""
 GRAINS_PER_UM2 = 6e-4
 """Pollen: some four grains in a field of 85 um, the width of the paper's picture."""
-RADIUS_UM, SPIKE_UM = (6.2, 10.0), (4.7, 1.55)
-"""Of the grains, and length and foot of their spikes: the middle of what the neural lens was trained on."""
+RADIUS_UM, SPIKE_UM, SPIKES, ALBEDO = (6.2, 10.0), (5.3, 1.85), (14, 22), (0.55, 0.7)
+"""Of the grains; length and foot of their spikes, and how many the ball has: as the shipped neural lens knows them."""
 
 
 class Lamp(NamedTuple):
@@ -56,7 +56,7 @@ class Lamp(NamedTuple):
 
 SPHERE_LAMP = Lamp(8000.0, 0.85, 0.25)
 OBJECTIVE_LAMP = Lamp(280.0, 0.70, 0.45)
-"""The middle of what the neural lens was trained on: short exposures of living grains in a hazy field."""
+"""As the shipped neural lens knows them: short exposures of living grains in a hazy field."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ def _pollen(size_um: float, pixel_size_nm: float, *, seed: int) -> Image:
     grains = []
     for radius_um, place_um in zip(radii_um, places_um, strict=False):
         spiny = rng.random() < 0.5
-        towards = pollen.directions(int(rng.integers(20, 29)), rng) if spiny else ()
+        towards = pollen.directions(int(rng.integers(SPIKES[0], SPIKES[1] + 1)), rng) if spiny else ()
         spikes = tuple(pollen.Spike((float(z), float(y), float(x)), length_um, foot_um) for z, y, x in towards)
         kind = "spiny" if spiny else "smooth"
-        grains.append(pollen.Grain(kind, place_um, radius_um, rng.uniform(0.65, 0.85), spikes))
+        grains.append(pollen.Grain(kind, place_um, radius_um, rng.uniform(*ALBEDO), spikes))
     return pollen.render(grains, shape_px=(side_px, side_px), pixel_size_nm=pixel_size_nm).reflectivity

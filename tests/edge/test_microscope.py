@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.cameras import microscope as simulated
 from edge.cameras import open_camera
 from edge.cameras.microscope import PlainObjective, fitted, microscope, optics_of
 from edge.config import Config, OpticsConfig
 from export.manifest import Manifest, load_bundle
 from firmware_bridge.pzt import PositionUm
+from models.lens.data import Conditions
+from models.lens.recipe import LensRecipe
 from models.optics import Optics
+from models.recipe import read_recipe
 from tests.contracts import pool_for
 
 MIDDLE = PositionUm(50, 50, 5)
@@ -88,3 +92,26 @@ def test_its_camera_shows_pollen_and_says_what_it_looks_through(lens: Manifest) 
     # Noise differs from frame to frame, grains do not: smoothed over 8 x 8 px they stand out, twice at the same places.
     smooth = frames.reshape(3, 32, 8, 32, 8).mean(axis=(2, 4))
     assert np.corrcoef(smooth[0].ravel(), smooth[2].ravel())[0, 1] > 0.8
+
+
+def test_the_pollen_it_shows_is_of_the_kind_the_shipped_neural_lens_was_trained_on() -> None:
+    recipe = read_recipe("neural-lens-mini")
+    assert isinstance(recipe, LensRecipe)
+    assert isinstance(recipe.data, Conditions)
+    learned = recipe.data
+    lowest, highest = min(low for low, _ in learned.radius_um), max(high for _, high in learned.radius_um)
+    assert (lowest, highest) == simulated.RADIUS_UM
+    for value, (low, high) in (
+        (simulated.SPIKE_UM[0], learned.spike_length_um),
+        (simulated.SPIKE_UM[1], learned.spike_base_um),
+        (simulated.OBJECTIVE_LAMP.level, learned.exposure),
+        (simulated.OBJECTIVE_LAMP.veil, learned.veil),
+        # The recipe's photons are of full scale, the lamp's of white.
+        (
+            simulated.OBJECTIVE_LAMP.photons / simulated.OBJECTIVE_LAMP.level,
+            (min(learned.photons), max(learned.photons)),
+        ),
+        *((share, learned.albedo) for share in simulated.ALBEDO),
+        *((count, (min(learned.spikes), max(learned.spikes))) for count in simulated.SPIKES),
+    ):
+        assert low <= value <= high
