@@ -99,6 +99,7 @@ def test_the_pollen_it_shows_is_of_the_kind_the_shipped_neural_lens_was_trained_
     assert isinstance(recipe, LensRecipe)
     assert isinstance(recipe.data, Conditions)
     learned = recipe.data
+    of_full_scale = simulated.OBJECTIVE_LAMP.photons / simulated.OBJECTIVE_LAMP.level
     lowest, highest = min(low for low, _ in learned.radius_um), max(high for _, high in learned.radius_um)
     assert (lowest, highest) == simulated.RADIUS_UM
     for value, (low, high) in (
