@@ -99,6 +99,7 @@ def test_the_pollen_it_shows_is_of_the_kind_the_shipped_neural_lens_was_trained_
     assert isinstance(recipe, LensRecipe)
     assert isinstance(recipe.data, Conditions)
     learned = recipe.data
+    # The recipe's photons are of full scale, the lamp's of white.
     of_full_scale = simulated.OBJECTIVE_LAMP.photons / simulated.OBJECTIVE_LAMP.level
     lowest, highest = min(low for low, _ in learned.radius_um), max(high for _, high in learned.radius_um)
     assert (lowest, highest) == simulated.RADIUS_UM
@@ -107,11 +108,7 @@ def test_the_pollen_it_shows_is_of_the_kind_the_shipped_neural_lens_was_trained_
         (simulated.SPIKE_UM[1], learned.spike_base_um),
         (simulated.OBJECTIVE_LAMP.level, learned.exposure),
         (simulated.OBJECTIVE_LAMP.veil, learned.veil),
-        # The recipe's photons are of full scale, the lamp's of white.
-        (
-            simulated.OBJECTIVE_LAMP.photons / simulated.OBJECTIVE_LAMP.level,
-            (min(learned.photons), max(learned.photons)),
-        ),
+        (of_full_scale, (min(learned.photons), max(learned.photons))),
         *((share, learned.albedo) for share in simulated.ALBEDO),
         *((count, (min(learned.spikes), max(learned.spikes))) for count in simulated.SPIKES),
     ):
