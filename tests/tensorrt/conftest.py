@@ -1,0 +1,75 @@
+"""The stand-in for TensorRT in this process and in child processes, a GPU to build for, and a bundle."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from export.manifest import Bundle, load_bundle
+from export.plan import Device
+from tests.tensorrt.bindings import ROOT, build_library
+from tests.tensorrt.models import make_precisions
+
+FAKE = Path(__file__).with_name("fake")
+ORIN = Device(gpu="Orin, 8 SM", compute_capability="8.7", cuda="12.6", l4t="36.4.0")
+
+
+@pytest.fixture
+def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """``fake_tensorrt(version, *faults)`` is what `import tensorrt` gives from then on; the GPU is an Orin."""
+    monkeypatch.setattr("export.plan.this_device", lambda: ORIN)
+
+    def load(version: str = "10.3.0", *faults: str) -> ModuleType:
+        monkeypatch.setenv("FAKE_TENSORRT_VERSION", version)
+        monkeypatch.setenv("FAKE_TENSORRT_FAULTS", ",".join(faults))
+        spec = importlib.util.spec_from_file_location("tensorrt", FAKE / "tensorrt.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a libcuda.so.1 with one Orin."""
+    if shutil.which("gcc") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no gcc on PATH")
+        pytest.skip("no gcc on PATH: it compiles the stand-in for the CUDA driver")
+    return build_library("DRIVER", tmp_path_factory.mktemp("driver") / "libcuda.so.1").parent
+
+
+@pytest.fixture
+def child_environment(driver: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Child processes find the stand-ins; more of their environment is set with what this gives."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(driver))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKE), str(ROOT)]))
+    monkeypatch.setenv("FAKE_TENSORRT_VERSION", "10.3.0")
+    monkeypatch.setenv("FAKE_TENSORRT_FAULTS", "")
+    return monkeypatch
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """FP16 is 66 dB from FP32, INT8 with FP16 21 dB."""
+    folder = tmp_path_factory.mktemp("bundles") / "gain"
+    return load_bundle(make_precisions(folder, {"fp16": 1.001, "int8_fp16": 0.8}))
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> Path:
+    """A folder that nobody else writes."""
+    folder = tmp_path / "plans"
+    folder.mkdir(mode=0o700)
+    return folder

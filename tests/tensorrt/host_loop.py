@@ -1,0 +1,71 @@
+"""What `TensorRtEngine` stands on, without CUDA: the thread, and a loop that prepares and delivers in numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edge.engine.prepare import Counts
+from edge.frames import FramePool
+from export.manifest import Manifest
+
+STREAM = 0x5EED
+_T = TypeVar("_T")
+
+
+class HostThread:
+    """As `edge.engine.cuda.thread.GpuThread`."""
+
+    def __init__(self, device: int = 0) -> None:
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+
+    def run(self, call: Callable[[], _T]) -> _T:
+        return self._worker.submit(call).result()
+
+    def close(self) -> None:
+        self._worker.shutdown()
+
+
+class HostLoop:
+    """As `edge.engine.cuda.loop.CudaLoop`; ``misalign`` puts its tensors where TensorRT refuses them."""
+
+    misalign = 0
+
+    def __init__(self, executable: Any, counts: Counts, manifest: Manifest, *, graphs: bool = True) -> None:
+        self.captured = False
+        self._executable, self._counts = executable, counts
+        height, width = counts.shape_px
+        sides = (height * manifest.scale, width * manifest.scale)
+        self._input = _tensor((1, 1, height, width), self.misalign)
+        self._tensors = {spec.name: _tensor((1, spec.channels, *sides), self.misalign) for spec in manifest.outputs}
+        self._outputs = {
+            spec.name: np.empty((*sides, 3) if spec.channels == 3 else sides, counts.dtype) for spec in manifest.outputs
+        }
+        tensors = {manifest.inputs[0].name: self._input, **self._tensors}
+        executable.bind({name: tensor.ctypes.data for name, tensor in tensors.items()})
+
+    def allocate(self, slots: int) -> FramePool:
+        return FramePool([np.zeros(self._counts.shape_px, self._counts.dtype) for _ in range(slots)])
+
+    def infer(self, pixels: np.ndarray) -> Mapping[str, np.ndarray]:
+        self._counts.to_network(pixels, self._input[0, 0])
+        self._executable.enqueue(STREAM)
+        for name, tensor in self._tensors.items():
+            picture = np.moveaxis(np.atleast_3d(self._outputs[name]), 2, 0)
+            self._counts.from_network(tensor[0].copy(), picture)
+        return self._outputs
+
+    def close(self) -> None:
+        self._tensors.clear()
+
+
+def _tensor(shape: tuple[int, ...], offset: int) -> np.ndarray:
+    """Memory as cuMemAlloc gives it: on a multiple of 256 bytes (plus ``offset``)."""
+    size = 4 * math.prod(shape)
+    raw = np.empty(size + 512, np.uint8)
+    start = -raw.ctypes.data % 256 + offset
+    return raw[start : start + size].view(np.float32).reshape(shape)

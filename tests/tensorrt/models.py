@@ -1,0 +1,27 @@
+"""Bundles in several precisions, each a network whose error from FP32 is known."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.manifest import BundleIndex, Precision, load_bundle, read_manifest, write_manifest
+from tests.bundles import make_bundle
+
+
+def make_precisions(folder: Path, gains: Mapping[Precision, float] | None = None, **options: Any) -> Path:
+    """A bundle of `tests.bundles.make_bundle` whose network multiplies by another gain in each precision."""
+    index = None
+    for precision, gain in {"fp32": 1.0, **(gains or {})}.items():
+        one = make_bundle(folder / precision, gain=gain, precision=precision, **options)
+        manifest = read_manifest(one / "fp32.json").model_copy(update={"file": f"gain_{precision}.onnx"})
+        index = index or load_bundle(one).index
+        (one / "gain_fp32.onnx").rename(folder / manifest.file)
+        write_manifest(manifest, folder / f"{precision}.json")
+        index = index.model_copy(update={"precisions": {**index.precisions, precision: f"{precision}.json"}})
+        shutil.rmtree(one)
+    assert isinstance(index, BundleIndex)
+    write_manifest(index, folder / "bundle.json")
+    return folder
