@@ -128,7 +128,8 @@ class EngineConfig(_Section):
     """Which model, and what runs it."""
 
     model: str = "enhance-rt"  # a bundle's folder, or the name of one that ships in models/zoo
-    backend: Literal["openvino", "onnxruntime"] = "openvino"
+    backend: Literal["openvino", "onnxruntime", "tensorrt"] = "openvino"
+    fallback: Literal["openvino"] | None = None  # runs, and says so, where TensorRT does not; None: that is an error
     precision: Literal["fp32"] = "fp32"  # of the model file; the arithmetic of the back end is `hint`
     hint: Literal["auto", "bf16", "f32"] = "auto"  # auto: bf16 where the processor has it, else f32
     show: str | None = None  # which of the model's outputs is on view and goes into scans; None: its first

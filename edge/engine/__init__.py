@@ -18,18 +18,20 @@ from edge.frames import DTYPE, PixelFormat
 from export.errors import ManifestError
 from export.manifest import Bundle, Manifest, Precision, load_bundle
 
-Backend = Literal["openvino", "onnxruntime"]
+Backend = Literal["openvino", "onnxruntime", "tensorrt"]
 Hint = Literal["auto", "bf16", "f32"]
 
 BACKENDS: dict[Backend, str] = {
     "openvino": "edge.engine.openvino:OpenVinoEngine",
     "onnxruntime": "edge.engine.onnxruntime:OnnxRuntimeEngine",
+    "tensorrt": "edge.engine.tensorrt:TensorRtEngine",
 }
 """The driver of each back end, imported when it is asked for."""
 
 INSTALL: dict[Backend, str] = {
     "openvino": "pip install superlens",
     "onnxruntime": "pip install 'superlens[export]'",
+    "tensorrt": "it comes with JetPack; pip install 'superlens[jetson]' for what it runs on",
 }
 
 

@@ -158,7 +158,7 @@ def _members(cls: Any) -> Iterator[tuple[str, list[str]]]:
             yield member, [f"= {int(value)}"]
         elif isinstance(value, property):
             returns = (value.fget.__doc__ or "").strip().split("\n")[0].partition("->")[2]
-            yield member, [_plain(f"{member} ->{returns}")]
+            yield member, [_plain(f"{member} ->{returns}{'' if value.fset else ', read only'}")]
         elif isinstance(value, type(cls)) or not callable(value):
             yield member, [_plain(str(value))]
         else:
@@ -175,8 +175,7 @@ def _plain(signature: str) -> str:
         (r"typing\.SupportsFloat", "float"),
         (r"typing_extensions\.Buffer|\bbuffer\b", "Buffer"),
         (r"\bList\[", "list["),
-        (r"nvonnxparser::IParserError", "ParserError"),
-        (r"nvinfer1::", ""),
+        (r"nvonnxparser::I?|nvinfer1::", ""),
         (r"<(\w+)\.(\w+): -?\d+>", r"\1.\2"),
     ):
         signature = re.sub(old, new, signature)

@@ -15,6 +15,7 @@ import pytest
 from export.manifest import Bundle, load_bundle
 from export.plan import Device
 from tests.tensorrt.bindings import ROOT, build_library
+from tests.tensorrt.host_loop import HostLoop, HostThread
 from tests.tensorrt.models import make_precisions
 
 FAKE = Path(__file__).with_name("fake")
@@ -73,3 +74,12 @@ def plans(tmp_path: Path) -> Path:
     folder = tmp_path / "plans"
     folder.mkdir(mode=0o700)
     return folder
+
+
+@pytest.fixture
+def host_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine runs on host memory, in a thread that owns no GPU."""
+    loop = ModuleType("edge.engine.cuda.loop")
+    loop.CudaLoop = HostLoop  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "edge.engine.cuda.loop", loop)
+    monkeypatch.setattr("edge.engine.tensorrt.GpuThread", HostThread)

@@ -24,10 +24,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as pybind11_state
 
 __version__ = os.environ.get("FAKE_TENSORRT_VERSION", "10.3.0")
 FAULTS = {name for name in os.environ.get("FAKE_TENSORRT_FAULTS", "").split(",") if name}
-OTHER_FAULTS = ("out of memory", "endless build", "killed build", "device lost", "no library")
+OTHER_FAULTS = {"out of memory", "endless build", "killed build", "device lost", "no library"}
 ALIGNMENT = 256  # bytes, of a tensor's address
 STEPS = 3  # of a build
 
+_can_answer_nothing: set[str] = set()
 _MAGIC = b"fake plan\n"
 
 
@@ -76,6 +77,8 @@ def _answers(nothing: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     """A method that answers ``nothing`` when it is among the faults."""
 
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        _can_answer_nothing.add(method.__qualname__)
+
         def answer(self: Any, *args: Any, **kwargs: Any) -> Any:
             if method.__qualname__ in FAULTS:
                 _error(self._logger, f"{method.__qualname__} failed as it was told to")
@@ -416,3 +419,7 @@ def _session(model: str | bytes) -> Any:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+if unknown := FAULTS - OTHER_FAULTS - _can_answer_nothing:
+    raise ValueError(f"no such fault: {unknown}")

@@ -1,0 +1,177 @@
+"""TensorRT on the GPU: one plan, one execution context, in the one thread that owns the GPU.
+
+What runs before and after the network, and the memory of the frames, are `edge.engine.cuda`'s; TensorRT itself is
+imported when an engine is made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+from numpy.typing import NDArray
+
+from edge.engine.cuda.thread import GpuThread
+from edge.engine.prepare import Counts
+from edge.errors import ConfigError, EngineError
+from edge.frames import FramePool
+from export.bindings import check_release, checked, make_logger, started, why
+from export.errors import PlanError
+from export.manifest import Manifest
+from export.plan import build_command, key_here, plan_name, read_plan
+
+if TYPE_CHECKING:
+    from edge.engine.cuda.loop import CudaLoop
+
+
+def default_plans() -> Path:
+    """Where plans are kept: the service's own folder where systemd gives one, else the user's cache."""
+    state = os.environ.get("STATE_DIRECTORY")
+    root = Path(state.split(":")[0]) if state else platformdirs.user_cache_path("superlens")
+    return root / "plans"
+
+
+class TensorRtEngine:
+    """The plan of one ONNX file for one camera's shape, built before by `export.build_engine`.
+
+    Parameters
+    ----------
+    path
+        The ONNX file that the plan was built from; what to build the plan of, when it is refused.
+    hint
+        ``auto``, or ``f32`` with an FP32 model: the arithmetic is the ONNX file's own.
+    plans
+        The folder of the plan; None is :func:`default_plans`.
+
+    Raises
+    ------
+    ConfigError
+        The hint is not the file's arithmetic.
+    EngineError
+        There is no TensorRT, no GPU or no plan, or the plan was not built for what is here: one message that names all
+        that differs and the command that builds it.
+    """
+
+    backend = "tensorrt"
+    passes_per_frame = 0
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        counts: Counts,
+        *,
+        hint: str,
+        plans: Path | None = None,
+    ) -> None:
+        if hint != "auto" and (hint, manifest.precision) != ("f32", "fp32"):
+            raise ConfigError(
+                f"TensorRT computes as the model file says, in {manifest.precision}; [engine] hint = {hint!r} is not. "
+                'Set hint = "auto", and choose the precision.'
+            )
+        self.manifest = manifest
+        self.precision = manifest.precision
+        folder = plans or default_plans()
+        with ExitStack() as closing:
+            self._gpu = GpuThread()
+            closing.callback(self._gpu.close)
+            try:
+                network = self._gpu.run(lambda: LoadedPlan(path, manifest, counts, folder))
+            except PlanError as exc:
+                raise EngineError(str(exc)) from exc
+            closing.callback(self._gpu.run, network.close)
+            self._loop = self._gpu.run(lambda: _loop(network, counts, manifest))
+            closing.callback(self._gpu.run, self._loop.close)
+            self._closing = closing.pop_all()
+
+    def allocate(self, slots: int) -> FramePool:
+        """``slots`` frames in memory that both the camera and the GPU see."""
+        return self._gpu.run(lambda: self._loop.allocate(slots))
+
+    def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        """Prepare, network and delivery on the GPU; the outputs are memory that both see."""
+        return self._gpu.run(lambda: self._loop.infer(pixels))
+
+    def close(self) -> None:
+        """The loop, then the network, then the thread."""
+        self._closing.close()
+
+
+def _loop(network: LoadedPlan, counts: Counts, manifest: Manifest) -> CudaLoop:
+    try:
+        from edge.engine.cuda.loop import CudaLoop
+    except ModuleNotFoundError as exc:
+        raise EngineError(f"{exc.name} is not installed. Install it: pip install 'superlens[jetson]'.") from exc
+    return CudaLoop(network, counts, manifest)
+
+
+class LoadedPlan:
+    """A plan and its execution context, made once: what `CudaLoop` runs between its kernels.
+
+    Lives in the GPU's thread. Every answer of TensorRT is read: one that is overlooked gives pictures of zeros.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, counts: Counts, folder: Path) -> None:
+        release = check_release()
+        import tensorrt as trt
+
+        height, width = counts.shape_px
+        precision, shape_px = manifest.precision, (height, width)
+        key = key_here(release, onnx_sha256=manifest.sha256, precision=precision, shape_px=shape_px)
+        rebuild = build_command(path, model=manifest.name, precision=precision, shape_px=shape_px, folder=folder)
+        plan, _ = read_plan(folder, plan_name(manifest.name, precision, shape_px), key, rebuild=rebuild)
+        (frame,) = manifest.inputs
+        scaled = (height * manifest.scale, width * manifest.scale)
+        self._shapes = {frame.name: (1, 1, height, width)}
+        self._shapes |= {spec.name: (1, spec.channels, *scaled) for spec in manifest.outputs}
+        self._logger = make_logger()
+        self._runtime = started(lambda: trt.Runtime(self._logger), self._logger)
+        self._engine = checked(self._runtime.deserialize_cuda_engine(plan), "cannot load the plan", self._logger)
+        names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
+        if names != set(self._shapes):
+            raise PlanError(
+                f"The plan of {path} has the tensors {', '.join(sorted(names))}, its manifest "
+                f"{', '.join(sorted(self._shapes))}. Make the bundle again with superlens-export convert."
+            )
+        for name in self._shapes:
+            if self._engine.get_tensor_dtype(name) != trt.float32:
+                raise PlanError(
+                    f"The tensor {name} of {path} is {self._engine.get_tensor_dtype(name)}, expected float32, as the "
+                    "edges of every precision are. Make the bundle again with superlens-export convert."
+                )
+        context = self._engine.create_execution_context()
+        self._context = checked(context, "made no execution context", self._logger)
+        fits = self._context.set_input_shape(frame.name, self._shapes[frame.name])
+        checked(fits, f"takes no {frame.name} of {self._shapes[frame.name]}", self._logger)
+        if missing := self._context.infer_shapes():
+            raise PlanError(f"TensorRT lacks {', '.join(missing)} of {path}: {why(self._logger)}")
+        for name, shape in self._shapes.items():
+            found = tuple(self._context.get_tensor_shape(name))
+            if found != shape:
+                raise PlanError(f"The tensor {name} of {path} is {found}, its manifest says {shape}.")
+
+    def bind(self, addresses: Mapping[str, int]) -> None:
+        """Tell TensorRT where each tensor lies on the device."""
+        for name in self._shapes:
+            if not self._context.set_tensor_address(name, addresses[name]):
+                raise EngineError(
+                    f"TensorRT refuses the memory at {addresses[name]:#x} for the tensor {name}: {why(self._logger)}"
+                )
+
+    def enqueue(self, stream: int) -> None:
+        """Run the network on a stream; returns before it has run."""
+        if not self._context.execute_async_v3(stream):
+            raise EngineError(
+                f"TensorRT did not run {', '.join(self._shapes)}: {why(self._logger)}. If the GPU was lost, restart "
+                "the service; superlens doctor says whether it is back."
+            )
+
+    def close(self) -> None:
+        """Give the device memory back; the context before the engine, the engine before the runtime."""
+        for part in ("_context", "_engine", "_runtime"):
+            if hasattr(self, part):
+                delattr(self, part)

@@ -1,0 +1,249 @@
+"""The TensorRT engine on stand-ins for TensorRT and CUDA: the engine contract, and every plan it must not use."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.devices import Engine
+from edge.engine import load_engine
+from edge.engine.onnxruntime import OnnxRuntimeEngine
+from edge.engine.prepare import Counts
+from edge.engine.tensorrt import TensorRtEngine, default_plans
+from edge.errors import ConfigError, EngineError
+from export.build_engine import Request, build
+from export.manifest import Bundle, Precision, load_bundle
+from tests.contracts import EngineContract
+from tests.tensorrt.bindings import RELEASES
+from tests.tensorrt.host_loop import HostLoop
+from tests.tensorrt.models import make_precisions
+
+CAMERA = Counts((32, 48), "mono8", 8)
+PLAN = "gain_fp16_32x48.plan"
+
+
+def make_plan(bundle: Bundle, precision: Precision, shape_px: tuple[int, int], plans: Path) -> None:
+    request = Request(bundle.model_path(precision), plans, bundle.name, precision, shape_px)
+    build(request, emit=lambda event: None, cancelled=lambda: False)
+
+
+@pytest.fixture
+def engine_of(
+    fake_tensorrt: Callable[..., Any], host_loop: None, bundle: Bundle, plans: Path
+) -> Callable[..., TensorRtEngine]:
+    """Build the FP16 plan, then load it with ``faults``."""
+
+    def make(*faults: str) -> TensorRtEngine:
+        fake_tensorrt()
+        make_plan(bundle, "fp16", (32, 48), plans)
+        fake_tensorrt("10.3.0", *faults)
+        return load(bundle, plans)
+
+    return make
+
+
+def load(bundle: Bundle, plans: Path, hint: str = "auto") -> TensorRtEngine:
+    return TensorRtEngine(bundle.model_path("fp16"), bundle.manifest("fp16"), CAMERA, hint=hint, plans=plans)
+
+
+class TestContract(EngineContract):
+    """As every other engine, through `load_engine`."""
+
+    @pytest.fixture
+    def load(
+        self,
+        fake_tensorrt: Callable[..., Any],
+        host_loop: None,
+        tmp_path: Path,
+        plans: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> Callable[..., Engine]:
+        fake_tensorrt()
+        monkeypatch.setattr("edge.engine.tensorrt.default_plans", lambda: plans)
+
+        def load(bundle: dict[str, Any] | None = None, **arguments: Any) -> Engine:
+            options = dict(bundle or {})
+            made = load_bundle(make_precisions(tmp_path / "bundle", {"fp32": options.pop("gain", 1.0)}, **options))
+            camera = {"frame_shape_px": (32, 48), "pixel_format": "mono8", "bit_depth": 8, **arguments}
+            make_plan(made, "fp32", camera["frame_shape_px"], plans)
+            return load_engine(made, **camera, backend="tensorrt")
+
+        return load
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_it_gives_what_onnx_runtime_gives(
+    fake_tensorrt: Callable[..., Any], host_loop: None, bundle: Bundle, plans: Path, release: str
+) -> None:
+    fake_tensorrt(release)
+    make_plan(bundle, "int8_fp16", (32, 48), plans)
+    path, manifest = bundle.model_path("int8_fp16"), bundle.manifest("int8_fp16")
+    ours = TensorRtEngine(path, manifest, CAMERA, hint="auto", plans=plans)
+    reference = OnnxRuntimeEngine(path, manifest, CAMERA, hint="auto")
+    assert (ours.backend, ours.precision, ours.passes_per_frame) == ("tensorrt", "int8_fp16", 0)
+    frame = np.random.default_rng(0).integers(0, 256, (32, 48), np.uint8)
+    pictures = []
+    for engine in (ours, reference):
+        slot = engine.allocate(2).acquire(timeout_s=0)
+        slot[:] = frame
+        pictures.append(engine.infer(slot)["enhanced"].copy())
+    np.testing.assert_array_equal(*pictures)
+    assert pictures[0].max() == round(0.8 * 255)
+
+
+@pytest.mark.parametrize(
+    ("field", "other", "words"),
+    [
+        ("tensorrt", "10.16.1.11", r"TensorRT 10\.16\.1\.11 \(here 10\.3\.0\)"),
+        ("cuda", "13.0", r"CUDA 13\.0 \(here 12\.6\)"),
+        ("gpu", "Orin, 16 SM", r"the GPU Orin, 16 SM \(here Orin, 8 SM\)"),
+        ("compute_capability", "11.0", r"compute capability 11\.0 \(here 8\.7\)"),
+        ("l4t", None, r"L4T none \(here 36\.4\.0\)"),
+        ("onnx_sha256", "0" * 64, r"the ONNX file 000000000000… \(here [0-9a-f]{12}…\)"),
+        ("precision", "fp32", r"precision fp32 \(here fp16\)"),
+        ("shape_px", [64, 48], r"frames of \(height, width\) px \(64, 48\) \(here \(32, 48\)\)"),
+    ],
+)
+def test_a_plan_of_another_key_is_refused_and_the_command_that_builds_it_is_named(
+    engine_of: Callable[..., Any], bundle: Bundle, plans: Path, field: str, other: object, words: str
+) -> None:
+    engine_of().close()
+    beside = plans / f"{PLAN}.json"
+    record = json.loads(beside.read_text())
+    record["key"][field] = other
+    beside.write_text(json.dumps(record))
+    with pytest.raises(EngineError, match=rf"was built for {words}\. Build it: python -m export\.build_engine .*fp16"):
+        load(bundle, plans)
+
+
+def test_all_that_differs_is_in_one_message(engine_of: Callable[..., Any], bundle: Bundle, plans: Path) -> None:
+    engine_of().close()
+    beside = plans / f"{PLAN}.json"
+    record = json.loads(beside.read_text())
+    record["key"] |= {"tensorrt": "11.4.1", "cuda": "13.2"}
+    beside.write_text(json.dumps(record))
+    with pytest.raises(EngineError, match=r"TensorRT 11\.4\.1 \(here 10\.3\.0\), CUDA 13\.2 \(here 12\.6\)\. Build it"):
+        load(bundle, plans)
+
+
+def _cut(plan: Path) -> None:
+    plan.write_bytes(plan.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_cut, "damaged or cut off"),
+        (lambda plan: plan.unlink(), "no TensorRT plan"),
+        (lambda plan: plan.with_name(f"{PLAN}.json").unlink(), "no TensorRT plan"),
+        (lambda plan: plan.with_name(f"{PLAN}.json").write_text('{"file": 3}'), "no record of a plan.*sha256"),
+        (lambda plan: plan.chmod(0o666), "others could put their own code"),
+        (lambda plan: plan.parent.chmod(0o770), "others could put their own code"),
+        (lambda plan: plan.parent.parent.chmod(0o777), "others could put their own code"),
+    ],
+)
+def test_a_plan_that_is_damaged_or_not_ours_alone_is_refused(
+    engine_of: Callable[..., Any], bundle: Bundle, plans: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    engine_of().close()
+    spoil(plans / PLAN)
+    with pytest.raises(EngineError, match=message):
+        load(bundle, plans)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no library", "TensorRT does not start"),
+        ("Runtime.deserialize_cuda_engine", "cannot load the plan"),
+        ("ICudaEngine.create_execution_context", "made no execution context"),
+        ("out of memory", "OutOfMemory.*The GPU's memory is full"),
+        ("IExecutionContext.set_input_shape", r"takes no image of \(1, 1, 32, 48\)"),
+        ("IExecutionContext.infer_shapes", "lacks image"),
+        ("IExecutionContext.set_tensor_address", "refuses the memory at .* for the tensor image"),
+    ],
+)
+def test_every_false_and_none_of_tensorrt_is_an_error_that_says_what(
+    engine_of: Callable[..., Any], fault: str, message: str
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        engine_of(fault)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("IExecutionContext.execute_async_v3", "did not run image, enhanced"),
+        ("device lost", r"unspecified launch failure\)\. If the GPU was lost, restart"),
+    ],
+)
+def test_a_launch_that_is_refused_is_an_error_and_the_engine_still_closes(
+    engine_of: Callable[..., Any], fault: str, message: str
+) -> None:
+    engine = engine_of(fault)
+    slot = engine.allocate(1).acquire(timeout_s=0)
+    with pytest.raises(EngineError, match=message):
+        engine.infer(slot)
+    engine.close()
+
+
+def test_memory_that_is_not_aligned_is_refused(engine_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostLoop, "misalign", 4)
+    with pytest.raises(EngineError, match=r"tensor image: .*a multiple of 256"):
+        engine_of()
+
+
+def test_the_stand_in_refuses_another_thread_and_unset_addresses(
+    engine_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of()
+    network = engine._loop._executable
+    with pytest.raises(EngineError, match="invalid device context"):
+        network.enqueue(1)
+    network._context._addresses.clear()
+    with pytest.raises(EngineError, match="no address of enhanced, image"):
+        engine._gpu.run(lambda: network.enqueue(1))
+
+
+def test_closing_gives_the_engine_back_in_the_end(
+    engine_of: Callable[..., Any], fake_tensorrt: Callable[..., Any]
+) -> None:
+    engine = engine_of()
+    kind = type(engine._loop._executable._engine)
+    gc.collect()
+    alive = kind.alive
+    engine.close()
+    assert kind.alive == alive - 1
+
+
+@pytest.mark.parametrize("hint", ["bf16", "f32"])
+def test_a_hint_that_is_not_the_files_arithmetic_is_refused(
+    engine_of: Callable[..., Any], bundle: Bundle, plans: Path, hint: str
+) -> None:
+    engine_of().close()
+    with pytest.raises(ConfigError, match=f"in fp16.*hint = '{hint}'"):
+        load(bundle, plans, hint=hint)
+
+
+def test_a_plan_with_other_tensors_than_the_manifest_is_refused(
+    engine_of: Callable[..., Any], bundle: Bundle, plans: Path
+) -> None:
+    engine_of().close()
+    manifest = bundle.manifest("fp16")
+    other = manifest.model_copy(update={"outputs": (manifest.outputs[0].model_copy(update={"name": "sharp"}),)})
+    with pytest.raises(EngineError, match="has the tensors enhanced, image, its manifest image, sharp"):
+        TensorRtEngine(bundle.model_path("fp16"), other, CAMERA, hint="auto", plans=plans)
+
+
+def test_plans_are_kept_where_systemd_says_else_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/superlens:/var/lib/other")
+    assert default_plans() == Path("/var/lib/superlens/plans")
+    monkeypatch.delenv("STATE_DIRECTORY")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/someone/.cache")
+    assert default_plans() == Path("/home/someone/.cache/superlens/plans")
