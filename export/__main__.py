@@ -7,15 +7,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from export.errors import ExportError, ParityError
-from export.manifest import load_bundle, write_atomically
+from export.manifest import Manifest, Precision, load_bundle, write_atomically
 from models.errors import ModelsError
 from models.evaluate import text_report
 
+if TYPE_CHECKING:
+    from export.calibration import Method
+
+_PRECISIONS: tuple[str, ...] = get_args(Precision)
 _json = click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON to FILE, - is the terminal.")
 
 
@@ -24,19 +28,76 @@ def main() -> None:
     """Turn checkpoints into bundles that the superlens box runs."""
 
 
-@main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the bundle.")
-@_json
-def convert(checkpoint: Path, out: Path, json_to: str | None) -> None:
-    """Make the bundle of CHECKPOINT: ONNX FP32, manifest, weights and model card."""
-    with _one_clear_error():
-        from export.to_onnx import convert as make
+class _ManyValues(click.Command):
+    """A command that takes `--precision fp16 int8` for `--precision fp16 --precision int8`."""
 
-        bundle = make(checkpoint, out)
-        manifest = bundle.manifest("fp32")
-        print(f"{out}: {manifest.name} fp32, {manifest.verify.max_abs_error:.1e} from torch", file=sys.stderr)
-        _write(json_to, {"bundle": str(out), "fp32": manifest.model_dump(mode="json", exclude_none=True)})
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values."""
+        spelled: list[str] = []
+        listing = False
+        for arg in args:
+            if listing and arg in _PRECISIONS and spelled[-1] != "--precision":
+                spelled.append("--precision")
+            else:
+                listing = arg == "--precision" or (listing and arg in _PRECISIONS)
+            spelled.append(arg)
+        return super().parse_args(ctx, spelled)
+
+
+_precisions = click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(_PRECISIONS),
+    default=["fp32"],
+    help="One or more. fp32 always comes along; int8 makes two files, int8 (OpenVINO) and int8_fp16 (TensorRT).",
+)
+
+
+@main.command(cls=_ManyValues)
+@click.argument("source", metavar="CHECKPOINT|BUNDLE", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the bundle.")
+@_precisions
+@click.option(
+    "--calibration",
+    "data",
+    help="A folder of frames, or of pairs, or synthetic:calibration; INT8 needs it.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["max", "percentile", "entropy"]),
+    default="max",
+    show_default=True,
+    help="How INT8 ranges are cut.",
+)
+@_json
+def convert(
+    source: Path,
+    out: Path,
+    precisions: tuple[Precision, ...],
+    data: str | None,
+    method: Method,
+    json_to: str | None,
+) -> None:
+    """Make a bundle of CHECKPOINT, or more precisions of BUNDLE: ONNX files, manifests, weights and model card.
+
+    Each precision is compared with FP32 on pictures that decided nothing about it; one that fails is not written, and
+    the exit status is 1.
+    """
+    with _one_clear_error():
+        from export.convert import convert as make
+
+        bundle, refused = make(source, out, precisions, data=data, method=method, progress=_Lines())
+        manifests = {precision: bundle.manifest(precision) for precision in bundle.precisions}
+        for precision, manifest in manifests.items():
+            print(f"{out}: {manifest.name} {precision}, {_figures(manifest)}", file=sys.stderr)
+        for reason in refused.values():
+            click.echo(f"error: {reason}", err=True)
+        result: dict[str, Any] = {"bundle": str(out)}
+        result |= {name: manifest.model_dump(mode="json", exclude_none=True) for name, manifest in manifests.items()}
+        _write(json_to, result | {"refused": {precision: str(reason) for precision, reason in refused.items()}})
+        if refused:
+            raise SystemExit(1)
 
 
 @main.command()
@@ -48,7 +109,8 @@ def convert(checkpoint: Path, out: Path, json_to: str | None) -> None:
     help="synthetic:heldout, real:heldout, or a folder made by superlens-train pairs.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of images for real:heldout.")
-@click.option("--engine", default="onnxruntime", show_default=True, help="onnxruntime or openvino; both FP32.")
+@click.option("--engine", default="onnxruntime", show_default=True, help="onnxruntime or openvino.")
+@click.option("--precision", type=click.Choice(_PRECISIONS), default="fp32", show_default=True, help="Which file.")
 @click.option("--write-card", is_flag=True, help="Put the figures into the bundle's model card.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the whole report with pictures; takes minutes.")
 @_json
@@ -57,6 +119,7 @@ def evaluate(
     data: str,
     data_dir: Path | None,
     engine: str,
+    precision: Precision,
     write_card: bool,
     html: Path | None,
     json_to: str | None,
@@ -69,7 +132,9 @@ def evaluate(
         folder = data_dir
         if not data.endswith(":heldout"):
             data, folder = "pairs", Path(data)
-        judgement = judge.evaluate_bundle(loaded, data, engine=engine, folder=folder, thorough=html is not None)
+        judgement = judge.evaluate_bundle(
+            loaded, data, engine=engine, precision=precision, folder=folder, thorough=html is not None
+        )
         if write_card:
             judge.write_card(loaded, judgement)
         if html is not None:
@@ -79,6 +144,26 @@ def evaluate(
         if json_to != "-":
             print(text_report(judgement.report))
         _write(json_to, judgement.report)
+
+
+class _Lines:
+    """Progress on stderr: one line that is written over on a terminal, one line a stage elsewhere."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Report."""
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r\x1b[K{what} {done}/{total}", end=end, file=sys.stderr, flush=True)
+        elif done == total:
+            print(f"{what}: {total}", file=sys.stderr, flush=True)
+
+
+def _figures(manifest: Manifest) -> str:
+    verify = manifest.verify
+    if verify.gate is None:
+        return f"{verify.max_abs_error:.1e} from {verify.against}"
+    loss = "" if verify.gate.loss_db is None else f", {verify.gate.loss_db:+.3f} dB lost against the truth"
+    return f"{verify.psnr_db:.2f} dB from FP32{loss}, on {verify.gate.images} pictures of {verify.gate.data}"
 
 
 @contextmanager

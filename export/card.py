@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.manifest import Manifest
@@ -10,6 +10,8 @@ from models.checkpoint import Checkpoint
 from models.network import parameter_count
 
 _UNJUDGED = "Not judged yet: `superlens-export evaluate BUNDLE --data synthetic:heldout --write-card`."
+
+_PRECISIONS = "## Precisions"
 
 _WHAT = {
     "enhance": "sharpens a picture and evens out its light; it is told neither the point-spread function nor the light",
@@ -88,6 +90,27 @@ Exported file against torch: largest error {manifest.verify.max_abs_error:.1e} o
 
 `make zoo MODEL={manifest.name}` trains it from `models/configs/{manifest.name}.toml`.
 """
+
+
+def with_precisions(card: str, manifests: Sequence[Manifest]) -> str:
+    """The card with a section on the files of less than FP32, in place of the one it has."""
+    before, _, after = card.partition(_PRECISIONS)
+    card = before + after[after.index("## ") :] if after else card
+    rows: dict[str, list[Any]] = {
+        manifest.precision: [
+            manifest.verify.psnr_db,
+            manifest.verify.gate.loss_db,
+            manifest.verify.gate.data,
+            manifest.verify.gate.scheme,
+        ]
+        for manifest in manifests
+        if manifest.verify.gate is not None
+    }
+    if not rows:
+        return card
+    columns = ["PSNR to FP32, dB", "loss of PSNR, dB", "on the held-out part of", "kept in float"]
+    before, limits, after = card.partition("## Limits")
+    return f"{before}{_PRECISIONS}\n\n{_table('file', columns, rows)}\n\n{limits}{after}"
 
 
 def _figures(report: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from export.errors import ManifestError
+from export.errors import ManifestError, PrecisionError
 
 Precision = Literal["fp32", "fp16", "int8", "int8_fp16"]
 Task = Literal["enhance", "sem", "neural-lens"]
@@ -24,6 +24,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 BUNDLE_FILE = "bundle.json"
+FIRST_ONNXRUNTIME_WITH_INT8 = (1, 31)
 
 
 class _Record(BaseModel):
@@ -52,10 +53,26 @@ class TensorSpec(_Record):
         return int(self.shape[1])
 
 
-class Verification(_Record):
-    """How far this file is from the network in `against`, over the pictures of the parity check.
+class Gate(_Record):
+    """What a file of less than FP32 precision had to pass: pictures that its scales were not measured on.
 
-    `psnr_db` has peak 1; `max_abs_error` is a fraction of full scale.
+    `psnr_db` is that of each output to FP32's; `loss_db` is how much PSNR against the truth FP32 has more, of the
+    output that loses most, and None where the pictures have no truth. `calibration` and `scheme` say how INT8 scales
+    were measured and what stayed in float.
+    """
+
+    data: str
+    images: int = Field(ge=1)
+    psnr_db: dict[TensorName, float]
+    loss_db: float | None = None
+    calibration: str | None = None
+    scheme: str | None = None
+
+
+class Verification(_Record):
+    """How far this file is from what is named in `against`, over the pictures of the check.
+
+    `psnr_db` has peak 1; `max_abs_error` is a fraction of full scale. `gate` is there for less than FP32.
     """
 
     against: str
@@ -63,6 +80,7 @@ class Verification(_Record):
     psnr_db: float
     ssim: float = Field(ge=-1, le=1)
     shapes_px: tuple[tuple[int, int], ...]
+    gate: Gate | None = None
 
 
 class BuiltWith(_Record):
@@ -254,6 +272,28 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_onnxruntime(precision: Precision, version: str) -> None:
+    """Refuse INT8 on a release of ONNX Runtime that computes it wrongly; `version` is its `__version__`.
+
+    Raises
+    ------
+    PrecisionError
+        The release is older than 1.31, which truncates FP16 in QuantizeLinear instead of rounding.
+
+    Examples
+    --------
+    >>> check_onnxruntime("int8", "1.31.0")
+    >>> check_onnxruntime("fp16", "1.23.2")
+    """
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if precision.startswith("int8") and numbers < FIRST_ONNXRUNTIME_WITH_INT8:
+        wanted = ".".join(map(str, FIRST_ONNXRUNTIME_WITH_INT8))
+        raise PrecisionError(
+            f"ONNX Runtime {version} computes {precision} wrongly (it truncates FP16 where it should round), expected"
+            f" {wanted} or later; use the precision fp32 there, or the engine openvino for int8"
+        )
 
 
 def sha256_of(path: Path) -> str:

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.errors import ExportError
+from export.manifest import Precision, check_onnxruntime
 
 Image = NDArray[np.float32]
 Infer = Callable[[Image], Mapping[str, Image]]
 
 
-def infer_with(model: Path, engine: str = "onnxruntime") -> Infer:
+def infer_with(model: Path, engine: str = "onnxruntime", *, precision: Precision = "fp32") -> Infer:
     """The model as a function (h, w) in 0..1 to its outputs by name, (h, w) or (h, w, 3), float32.
 
     Parameters
@@ -22,25 +23,36 @@ def infer_with(model: Path, engine: str = "onnxruntime") -> Infer:
     model
         An ONNX file with one input.
     engine
-        One of `ENGINES`; always FP32, whatever the processor would rather do.
+        One of `ENGINES`; float operators in FP32, whatever the processor would rather do.
+    precision
+        What the file is. Of anything but fp32 ONNX Runtime computes every operator as it is written and fuses none.
 
     Raises
     ------
     ExportError
-        There is no such engine, or it is not installed.
+        There is no such engine, or it is not installed, or it cannot read the file.
+    PrecisionError
+        The engine computes this precision wrongly.
     """
     if engine not in ENGINES:
         raise ExportError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
     try:
-        return ENGINES[engine](model)
+        return ENGINES[engine](model, precision)
     except ModuleNotFoundError as exc:
         raise ExportError(f"engine {engine} needs {exc.name}: pip install 'superlens[export]'") from exc
 
 
-def _onnxruntime(model: Path) -> Infer:
+def _onnxruntime(model: Path, precision: Precision) -> Infer:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    check_onnxruntime(precision, onnxruntime.__version__)
+    options = onnxruntime.SessionOptions()
+    if precision != "fp32":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # ONNX Runtime's errors share no public base class
+        raise ExportError(f"ONNX Runtime {onnxruntime.__version__} cannot run {model}: {exc}") from exc
     (name,) = [put.name for put in session.get_inputs()]
     names = [put.name for put in session.get_outputs()]
 
@@ -50,10 +62,13 @@ def _onnxruntime(model: Path) -> Infer:
     return infer
 
 
-def _openvino(model: Path) -> Infer:
+def _openvino(model: Path, precision: Precision) -> Infer:
     import openvino
 
-    compiled = openvino.compile_model(str(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    try:
+        compiled = openvino.compile_model(str(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except RuntimeError as exc:
+        raise ExportError(f"OpenVINO {openvino.__version__} cannot run {model} in {precision}: {exc}") from exc
     names = [put.get_any_name() for put in compiled.outputs]
 
     def infer(image: Image) -> Mapping[str, Image]:
@@ -71,4 +86,4 @@ def _pictures(names: Sequence[str], batches: Sequence[Image]) -> dict[str, Image
     }
 
 
-ENGINES: dict[str, Callable[[Path], Infer]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+ENGINES: dict[str, Callable[[Path, Precision], Infer]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}

@@ -1,11 +1,10 @@
-"""Checkpoint to bundle: the fused network as ONNX FP32, checked against torch on several sizes."""
+"""Checkpoint to ONNX: the fused network in FP32, checked against torch on several sizes."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,23 +16,13 @@ import onnx
 import onnxruntime
 import torch
 
-from export.card import model_card
 from export.errors import ExportError, ParityError
-from export.manifest import (
-    Bundle,
-    BundleIndex,
-    Manifest,
-    TensorSpec,
-    Verification,
-    load_bundle,
-    sha256_of,
-    write_manifest,
-)
+from export.manifest import Manifest, TensorSpec, Verification, sha256_of, write_manifest
 from export.runtime import infer_with
 from models import metrics
-from models.checkpoint import load_checkpoint
+from models.checkpoint import Checkpoint
 from models.network import Network
-from models.samples import render
+from models.recipe import Recipe
 
 # What TensorRT 10.3, OpenVINO 2025 and ONNX Runtime 1.20 all read.
 OPSET = 18
@@ -44,54 +33,41 @@ PARITY_SHAPES_PX = ((16, 16), (17, 23), (171, 128), (256, 256), (512, 512))
 INPUT = "image"
 
 
-def convert(checkpoint_path: Path, out: Path) -> Bundle:
-    """Make the bundle of a checkpoint: model.onnx, model.json, weights.safetensors, README.md, bundle.json.
-
-    The files are made and checked beside `out` and moved there at the end, bundle.json last: a failure leaves
-    `out` as it was.
+def export_fp32(checkpoint: Checkpoint, folder: Path) -> Manifest:
+    """Write model.onnx and model.json beside the weights.safetensors of a folder, and check them.
 
     Raises
     ------
-    CheckpointError
-        The checkpoint is none.
     ParityError
         ONNX Runtime's pictures differ from torch's by more than 1e-4.
     """
-    checkpoint = load_checkpoint(checkpoint_path)
-    recipe = checkpoint.recipe
     net = checkpoint.net.fused()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        work = Path(folder)
-        shutil.copyfile(checkpoint_path, work / "weights.safetensors")
-        (work / "model.onnx").write_bytes(graph_of(net))
-        verification = verify(work / "model.onnx", net)
-        manifest = Manifest(
-            name=recipe.name,
-            task=recipe.task,
-            file="model.onnx",
-            sha256=sha256_of(work / "model.onnx"),
-            format="onnx",
-            precision="fp32",
-            inputs=(_tensor(INPUT, 1, 1),),
-            outputs=tuple(_tensor(name, channels, net.scale) for name, channels in net.outputs),
-            scale=net.scale,
-            halo_px=net.halo_px,
-            min_side_px=net.min_side_px,
-            side_multiple_px=net.side_multiple_px,
-            pixel_size_nm=round(recipe.pixel_size_nm, 2),
-            training_data=" ".join(recipe.description.split()),
-            checkpoint_sha256=sha256_of(work / "weights.safetensors"),
-            verify=verification,
-        )
-        write_manifest(manifest, work / "model.json")
-        (work / "README.md").write_text(model_card(checkpoint, manifest, figures=None), encoding="utf-8")
-        index = BundleIndex(name=manifest.name, task=manifest.task, precisions={"fp32": "model.json"})
-        write_manifest(index, work / "bundle.json")
-        out.mkdir(exist_ok=True)
-        for name in ("weights.safetensors", "model.onnx", "model.json", "README.md", "bundle.json"):
-            (work / name).replace(out / name)
-    return load_bundle(out)
+    (folder / "model.onnx").write_bytes(graph_of(net))
+    manifest = manifest_of(checkpoint.recipe, net, folder, verify(folder / "model.onnx", net, checkpoint.recipe))
+    write_manifest(manifest, folder / "model.json")
+    return manifest
+
+
+def manifest_of(recipe: Recipe, net: Network, folder: Path, verification: Verification) -> Manifest:
+    """The manifest of the FP32 file in a folder."""
+    return Manifest(
+        name=recipe.name,
+        task=recipe.task,
+        file="model.onnx",
+        sha256=sha256_of(folder / "model.onnx"),
+        format="onnx",
+        precision="fp32",
+        inputs=(_tensor(INPUT, 1, 1),),
+        outputs=tuple(_tensor(name, channels, net.scale) for name, channels in net.outputs),
+        scale=net.scale,
+        halo_px=net.halo_px,
+        min_side_px=net.min_side_px,
+        side_multiple_px=net.side_multiple_px,
+        pixel_size_nm=round(recipe.pixel_size_nm, 2),
+        training_data=" ".join(recipe.description.split()),
+        checkpoint_sha256=sha256_of(folder / "weights.safetensors"),
+        verify=verification,
+    )
 
 
 def graph_of(net: Network) -> bytes:
@@ -142,13 +118,13 @@ def graph_of(net: Network) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def verify(model: Path, net: Network) -> Verification:
-    """Compare ONNX Runtime with torch on specimens of all `PARITY_SHAPES_PX`; ParityError above 1e-4."""
+def verify(model: Path, net: Network, recipe: Recipe) -> Verification:
+    """Compare ONNX Runtime with torch on the recipe's pictures in all `PARITY_SHAPES_PX`; ParityError above 1e-4."""
     infer = infer_with(model)
     shapes_px = _parity_shapes(net)
     errors, psnrs, ssims = [], [], []
     for seed, shape_px in enumerate(shapes_px):
-        image = render("leaves", shape_px=shape_px, pixel_size_nm=48.1, seed=seed)
+        image = recipe.example(shape_px, seed)
         with torch.inference_mode():
             made = net(torch.from_numpy(image)[None, None])
         expected = [made] if isinstance(made, torch.Tensor) else list(made)

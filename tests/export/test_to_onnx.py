@@ -18,14 +18,16 @@ from click.testing import CliRunner
 
 from export import to_onnx
 from export.__main__ import main
+from export.convert import convert
 from export.errors import ExportError, ParityError
 from export.manifest import Bundle, load_bundle
 from export.runtime import infer_with
-from export.to_onnx import convert, graph_of, verify
+from export.to_onnx import graph_of, verify
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.enhance.networks import RTNet
 from models.enhance.recipe import EnhanceRecipe
 from models.network import Network, Output
+from models.recipe import read_recipe
 
 RECIPE = EnhanceRecipe.model_validate(
     {
@@ -70,7 +72,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return convert(checkpoint, tmp_path_factory.mktemp("zoo") / "toy")
+    return convert(checkpoint, tmp_path_factory.mktemp("zoo") / "toy").bundle
 
 
 def test_a_bundle_is_complete_and_its_manifest_tells_the_truth(bundle: Bundle, checkpoint: Path) -> None:
@@ -139,7 +141,7 @@ def test_several_outputs_keep_their_names_channels_and_sizes(tmp_path: Path, eng
     net = Coloured().eval()
     path = tmp_path / "model.onnx"
     path.write_bytes(graph_of(net))
-    assert verify(path, net).shapes_px == ((32, 32), (192, 128), (256, 256), (512, 512))
+    assert verify(path, net, read_recipe("srcnn")).shapes_px == ((32, 32), (192, 128), (256, 256), (512, 512))
     made = infer_with(path, engine)(np.random.default_rng(0).random((64, 96), dtype=np.float32))
     assert {name: picture.shape for name, picture in made.items()} == {"grey": (128, 192), "colour": (128, 192, 3)}
     shapes = [
@@ -149,21 +151,21 @@ def test_several_outputs_keep_their_names_channels_and_sizes(tmp_path: Path, eng
 
 
 def test_converting_twice_gives_the_same_file(bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
-    assert convert(checkpoint, tmp_path / "again").manifest().sha256 == bundle.manifest().sha256
+    assert convert(checkpoint, tmp_path / "again").bundle.manifest().sha256 == bundle.manifest().sha256
 
 
 def test_a_graph_that_differs_from_torch_is_refused(bundle: Bundle, checkpoint: Path) -> None:
-    net = load_checkpoint(checkpoint).net
+    net, recipe = load_checkpoint(checkpoint)[:2]
     with torch.no_grad():
         net.tail.bias += 0.01  # type: ignore[operator]
     with pytest.raises(ParityError, match=r"differs from torch by .* expected at most 1e-04"):
-        verify(bundle.model_path(), net)
+        verify(bundle.model_path(), net, recipe)
 
 
 def test_a_failed_conversion_leaves_the_old_bundle(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = convert(checkpoint, tmp_path / "toy").manifest()
+    old = convert(checkpoint, tmp_path / "toy").bundle.manifest()
     monkeypatch.setattr(to_onnx, "ALLOWED_ERROR", 0.0)
     with pytest.raises(ParityError):
         convert(checkpoint, tmp_path / "toy")
@@ -201,7 +203,7 @@ def test_a_wrong_call_exits_2_with_one_line(bundle: Bundle, arguments: list[str]
 
 
 def test_evaluating_a_damaged_model_exits_2_and_names_the_rebuild(checkpoint: Path, tmp_path: Path) -> None:
-    damaged = convert(checkpoint, tmp_path / "toy")
+    damaged = convert(checkpoint, tmp_path / "toy").bundle
     (damaged.folder / "model.onnx").write_bytes(b"")
     result = CliRunner().invoke(main, ["evaluate", str(damaged.folder), "--json", "-"])
     assert result.exit_code == 2

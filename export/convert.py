@@ -1,0 +1,332 @@
+"""A checkpoint or a bundle to a bundle of several precisions: each made, audited, judged, and written if it passes."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+import onnxruntime
+
+from export import audit, calibration, gate, graph, half, quantize, rewrite
+from export.calibration import Method, Pictures, Progress, Sample
+from export.card import model_card, with_precisions
+from export.errors import CalibrationError, ExportError, GraphError, ManifestError, ParityError
+from export.gate import Outputs
+from export.manifest import (
+    BUNDLE_FILE,
+    Bundle,
+    BundleIndex,
+    Manifest,
+    Precision,
+    Verification,
+    check_onnxruntime,
+    load_bundle,
+    sha256_of,
+    write_manifest,
+)
+from export.runtime import infer_with
+from export.to_onnx import export_fp32
+from models.checkpoint import Checkpoint, load_checkpoint
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8_fp16")
+_SEARCHED_PICTURES = 6
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Conversion(NamedTuple):
+    """The bundle that was written, and which precisions were not, and why."""
+
+    bundle: Bundle
+    refused: dict[Precision, ExportError]
+
+
+class Made(NamedTuple):
+    """A graph of some precision; `spelled_out` is the same in FP32 with its roundings, where there are FP16 ones."""
+
+    model: onnx.ModelProto
+    spelled_out: onnx.ModelProto | None = None
+    calibration: str | None = None
+    scheme: str | None = None
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def convert(
+    source: Path,
+    out: Path,
+    precisions: Sequence[Precision] = ("fp32",),
+    *,
+    data: str | None = None,
+    method: Method = "max",
+    progress: Progress = silent,
+) -> Conversion:
+    """Make a bundle: model.onnx, model_PRECISION.onnx, a manifest of each, weights, card, bundle.json.
+
+    The files are made and checked beside `out` and moved there at the end, bundle.json last: a failure, or Ctrl-C,
+    leaves `out` as it was. FP32 is always in a bundle: it is what the others are judged by. Of a bundle the FP32 file
+    is taken as it is.
+
+    Parameters
+    ----------
+    source
+        A checkpoint, or a bundle with one in it; `out` may be the same bundle.
+    precisions
+        "int8" makes two files of one set of scales: int8, whose remainder is FP32, for OpenVINO, and int8_fp16 for
+        TensorRT.
+    data, method
+        What INT8 scales are measured on, and how: see `export.calibration`. FP16 is judged on
+        "synthetic:calibration" where none is given.
+
+    Raises
+    ------
+    ExportError
+        As its kinds say, where nothing could be written. A precision that fails its audit or its gate is in the
+        result's `refused` instead, and the others are written.
+    """
+    wanted = _complete(precisions)
+    int8 = any(precision.startswith("int8") for precision in wanted)
+    if int8 and data is None:
+        raise CalibrationError(
+            "INT8 scales are measured on pictures, and none were given; give --calibration with a folder of frames, or"
+            f" {calibration.SYNTHETIC}"
+        )
+    if int8:
+        check_onnxruntime("int8", onnxruntime.__version__)
+    known = load_bundle(source) if source.is_dir() else None
+    weights = source if known is None else known.folder / known.index.weights
+    checkpoint = load_checkpoint(weights)
+    with _room(out) as work:
+        shutil.copyfile(weights, work / "weights.safetensors")
+        manifests = {"fp32": _fp32(checkpoint, known, work, progress)}
+        refused: dict[Precision, ExportError] = {}
+        lesser = wanted[1:]
+        if lesser:
+            pictures = calibration.load(data or calibration.SYNTHETIC, manifests["fp32"], checkpoint.recipe)
+            judge = _Judge(work, manifests["fp32"], pictures, progress)
+            make = _maker(work, pictures, method, progress)
+            for precision in lesser:
+                try:
+                    manifests[precision] = judge(precision, make(precision))
+                except (GraphError, ParityError) as exc:
+                    refused[precision] = exc
+        kept = [] if known is None or known.folder.resolve() != out.resolve() else _kept(known, wanted)
+        others = [*manifests.values(), *(known.manifest(precision) for precision in kept if known is not None)]
+        card = work / "README.md"
+        card.write_text(with_precisions(card.read_text(encoding="utf-8"), others), encoding="utf-8")
+        index = BundleIndex(
+            name=manifests["fp32"].name,
+            task=manifests["fp32"].task,
+            precisions={entry: _stem(entry) + ".json" for entry in PRECISIONS if entry in manifests or entry in kept},
+        )
+        write_manifest(index, work / BUNDLE_FILE)
+        _move(work, out, index)
+    return Conversion(load_bundle(out), refused)
+
+
+def _complete(precisions: Sequence[Precision]) -> tuple[Precision, ...]:
+    asked = {"fp32", *precisions, *(["int8_fp16"] if "int8" in precisions else [])}
+    if unknown := asked.difference(PRECISIONS):
+        raise ExportError(f"there is no precision {', '.join(sorted(unknown))}; choose from {', '.join(PRECISIONS)}")
+    return tuple(precision for precision in PRECISIONS if precision in asked)
+
+
+def _stem(precision: Precision) -> str:
+    return "model" if precision == "fp32" else f"model_{precision}"
+
+
+def _kept(known: Bundle, wanted: Sequence[Precision]) -> list[Precision]:
+    """Precisions of a bundle that nobody asked to make again, and whose files are whole."""
+    kept: list[Precision] = [precision for precision in known.precisions if precision not in wanted]
+    for precision in kept:
+        known.model_path(precision)
+    return kept
+
+
+def _fp32(checkpoint: Checkpoint, known: Bundle | None, work: Path, progress: Progress) -> Manifest:
+    if known is None:
+        progress("exporting fp32", 0, 1)
+        manifest = export_fp32(checkpoint, work)
+        (work / "README.md").write_text(model_card(checkpoint, manifest, figures=None), encoding="utf-8")
+        progress("exporting fp32", 1, 1)
+        return manifest
+    manifest = known.manifest("fp32")
+    if sha256_of(work / "weights.safetensors") != manifest.checkpoint_sha256:
+        raise ManifestError(
+            f"{known.folder}: {known.index.weights} is not the checkpoint that {manifest.file} was made from; rebuild"
+            f" it: superlens-export convert {known.folder / known.index.weights} --out {known.folder}"
+        )
+    shutil.copyfile(known.model_path("fp32"), work / "model.onnx")
+    shutil.copyfile(known.folder / known.index.card, work / "README.md")
+    manifest = manifest.model_copy(update={"file": "model.onnx"})
+    write_manifest(manifest, work / "model.json")
+    return manifest
+
+
+def _maker(work: Path, pictures: Pictures, method: Method, progress: Progress) -> Callable[[Precision], Made]:
+    """A function that makes the graph of a precision; INT8 is calibrated once for both of its files."""
+    fp32 = graph.read_model(work / "model.onnx")
+    calibrated: list[tuple[onnx.ModelProto, quantize.Scheme, dict[str, float]]] = []
+
+    def make(precision: Precision) -> Made:
+        if findings := audit.unreadable(fp32):
+            raise GraphError(f"the FP32 graph cannot be made {precision}: {'; '.join(findings)}")
+        if precision == "fp16":
+            model = half.half(fp32)
+            return Made(model, half.emulated(model))
+        if not calibrated:
+            values = quantize.measured_values(fp32)
+            images = [sample.image for sample in pictures.tuning]
+            found = calibration.ranges(fp32, values, images, method, progress)
+            subpixel = rewrite.subpixel(fp32)
+            calibrated.append((subpixel, _best(subpixel, found, pictures.tuning, work, progress), found))
+        ((model, scheme, found),) = calibrated
+        words = f"{method} of {len(pictures.tuning)} pictures"
+        if precision == "int8":
+            return Made(quantize.quantized(model, scheme, found, paired_weights=False), None, words, scheme.name)
+        model = half.half(quantize.quantized(model, scheme, found, paired_weights=True))
+        return Made(model, half.emulated(model), words, scheme.name)
+
+    return make
+
+
+def _best(
+    model: onnx.ModelProto, ranges: dict[str, float], samples: Sequence[Sample], work: Path, progress: Progress
+) -> quantize.Scheme:
+    """The scheme whose worst output is nearest to FP32 on pictures of calibration; the first of equals."""
+    some = samples[:: max(1, len(samples) // _SEARCHED_PICTURES)]
+    fp32 = gate.outputs_of(infer_with(work / "model.onnx"), some, "running fp32", progress)
+    scores = {}
+    for scheme in quantize.schemes(model):
+        made = quantize.quantized(model, scheme, ranges, paired_weights=False)
+        found = _run(made, "int8", some, work, f"trying {scheme.name}", progress)
+        scores[scheme] = min(gate.psnr_db(found, fp32).values())
+    return max(scores, key=lambda scheme: scores[scheme])
+
+
+def _run(
+    model: onnx.ModelProto, precision: Precision, samples: Sequence[Sample], work: Path, what: str, progress: Progress
+) -> list[Outputs]:
+    """The outputs of a graph, computed as written by ONNX Runtime."""
+    path = work / "trial.onnx"
+    path.write_bytes(model.SerializeToString())
+    try:
+        return gate.outputs_of(infer_with(path, precision=precision), samples, what, progress)
+    finally:
+        path.unlink()
+
+
+class _Judge:
+    """Writes a graph into the work folder, audits it, compares it with FP32, and gives its manifest."""
+
+    def __init__(self, work: Path, fp32: Manifest, pictures: Pictures, progress: Progress) -> None:
+        self._work, self._fp32, self._pictures, self._progress = work, fp32, pictures, progress
+        infer = infer_with(work / "model.onnx")
+        self._wanted = gate.outputs_of(infer, pictures.heldout, "running fp32", progress)
+
+    def __call__(self, precision: Precision, made: Made) -> Manifest:
+        findings = audit.audit(made.model) if precision.startswith("int8") else audit.unreadable(made.model)
+        if findings:
+            raise GraphError(f"TensorRT would not run {precision} as it is meant: {'; '.join(findings)}")
+        path = self._work / f"{_stem(precision)}.onnx"
+        path.write_bytes(made.model.SerializeToString(deterministic=True))
+        try:
+            verification = self._verified(precision, made, path)
+            gate.check(precision, verification)
+        except ExportError:
+            path.unlink()
+            raise
+        manifest = self._fp32.model_copy(
+            update={
+                "file": path.name,
+                "sha256": sha256_of(path),
+                "precision": precision,
+                "verify": verification,
+            }
+        )
+        write_manifest(manifest, path.with_suffix(".json"))
+        return manifest
+
+    def _verified(self, precision: Precision, made: Made, path: Path) -> Verification:
+        """The figures of the worst of the ways to run the file."""
+        samples, what = self._pictures.heldout, f"judging {precision}"
+        runs = {f"ONNX Runtime {onnxruntime.__version__}": infer_with(path, precision=precision)}
+        if precision == "int8":
+            runs["OpenVINO"] = infer_with(path, "openvino", precision=precision)
+        found = {by: gate.outputs_of(infer, samples, what, self._progress) for by, infer in runs.items()}
+        if made.spelled_out is not None:
+            by = f"ONNX Runtime {onnxruntime.__version__}, every FP16 value rounded"
+            found[by] = _run(made.spelled_out, precision, samples, self._work, what, self._progress)
+        judged = [
+            gate.judged(
+                outputs,
+                self._wanted,
+                samples,
+                self._fp32.model_copy(update={"precision": precision}),
+                data=self._pictures.data,
+                against=f"{self._fp32.file}, by {by}",
+            )
+            for by, outputs in found.items()
+        ]
+        worst = min(judged, key=lambda verification: verification.psnr_db)
+        if worst.gate is None:
+            return worst
+        losses = [entry.gate.loss_db for entry in judged if entry.gate is not None and entry.gate.loss_db is not None]
+        told = {
+            "calibration": made.calibration,
+            "scheme": made.scheme,
+            "loss_db": max(losses, default=None),
+        }
+        return worst.model_copy(update={"gate": worst.gate.model_copy(update=told)})
+
+
+@contextmanager
+def _room(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that is gone afterwards; a full disk is said in words."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            yield Path(folder)
+    except OSError as exc:
+        if exc.errno not in _FULL:
+            raise
+        raise ExportError(
+            f"no room for the bundle {out} ({exc.strerror}); what was there is untouched: make room, or choose another"
+            " --out"
+        ) from exc
+
+
+def _move(work: Path, out: Path, index: BundleIndex) -> None:
+    """Put the files in place, bundle.json last; what no precision names any more goes."""
+    with _uninterrupted():
+        out.mkdir(exist_ok=True)
+        for path in sorted(work.iterdir(), key=lambda path: path.name == BUNDLE_FILE):
+            path.replace(out / path.name)
+        for precision in set(PRECISIONS) - set(index.precisions):
+            for suffix in (".onnx", ".json"):
+                (out / f"{_stem(precision)}{suffix}").unlink(missing_ok=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done."""
+    pressed: list[int] = []
+    try:
+        before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    except ValueError:  # not the main thread, so Ctrl-C does not arrive here
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
