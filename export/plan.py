@@ -142,7 +142,20 @@ def plan_name(model: str, precision: Precision, shape_px: Shape) -> str:
     >>> plan_name("enhance-rt", "fp16", (512, 640))
     'enhance-rt_fp16_512x640.plan'
     """
-    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', model)}_{precision}_{shape_px[0]}x{shape_px[1]}.plan"
+    return f"{_plain(model)}_{precision}_{shape_px[0]}x{shape_px[1]}.plan"
+
+
+def choice_name(model: str, shape_px: Shape) -> str:
+    """The file name of what was measured of a model's plans, and which of them runs.
+
+    >>> choice_name("my model", (512, 640))
+    'my-model_512x640.choice.json'
+    """
+    return f"{_plain(model)}_{shape_px[0]}x{shape_px[1]}.choice.json"
+
+
+def _plain(model: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", model)
 
 
 def build_command(onnx: Path, *, model: str, precision: Precision, shape_px: Shape, folder: Path) -> tuple[str, ...]:
@@ -235,6 +248,19 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
             ready.append((temporary, folder / name))
         for temporary, final in ready:
             temporary.replace(final)
-        directory = os.open(folder, os.O_RDONLY)
-        closing.callback(os.close, directory)
-        os.fsync(directory)
+        _sync(folder)
+
+
+def move_plan(source: Path, target: Path, name: str) -> None:
+    """Let a plan and its record take the place of those of the same name in another folder of the same disk."""
+    for part in (name, f"{name}.json"):
+        (source / part).replace(target / part)
+    _sync(target)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -70,6 +70,20 @@ def manifest_of(bundle: Bundle, precision: Precision) -> Manifest:
         raise ConfigError(str(exc)) from exc
 
 
+def model_path(bundle: Bundle, precision: Precision) -> Path:
+    """The model file of one precision, its hash in order.
+
+    Raises
+    ------
+    ConfigError
+        It is absent, or was changed.
+    """
+    try:
+        return bundle.model_path(precision)
+    except ManifestError as exc:
+        raise ConfigError(str(exc)) from exc
+
+
 def check_pixel_size(bundle: Bundle, precision: Precision, pixel_size_nm: float | None, *, remedy: str) -> None:
     """Refuse a camera whose pixel is more than 10 % off the model's; an unknown size passes, and is shown as such.
 
@@ -149,10 +163,7 @@ def load_engine(
             "Leave --bit-depth out, or give the camera's own."
         )
     manifest = manifest_of(bundle, precision)
-    try:
-        path = bundle.model_path(precision)
-    except ManifestError as exc:
-        raise ConfigError(str(exc)) from exc
+    path = model_path(bundle, precision)
     check_shape(manifest, frame_shape_px, what="The camera")
     module, name = BACKENDS[backend].split(":")
     try:

@@ -1,4 +1,4 @@
-"""Runs `export.build_engine` as a child process and reads its progress."""
+"""The plans of one model for one camera, and the child process that builds them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,69 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from pydantic import BaseModel, ConfigDict
 
 import export
+from edge.engine import manifest_of, model_path
+from edge.engine.prepare import Counts
+from export.bindings import check_release
 from export.errors import CancelledBuildError, PlanError
-from export.manifest import Manifest, Precision
-from export.plan import Shape, build_command
+from export.manifest import Bundle, Precision
+from export.plan import PlanKey, Shape, build_command, key_here, plan_name, read_plan
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 30.0
 """How long a builder that was asked to stop may take to reach its next step before it is killed."""
 _POLL_S = 0.1
+
+
+def default_plans() -> Path:
+    """Where plans are kept: the service's own folder where systemd gives one, else the user's cache."""
+    state = os.environ.get("STATE_DIRECTORY")
+    root = Path(state.split(":")[0]) if state else platformdirs.user_cache_path("superlens")
+    return root / "plans"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A model, the camera it is for, and the folder of its plans, which nobody else may write."""
+
+    bundle: Bundle
+    counts: Counts
+    plans: Path = field(default_factory=default_plans)
+
+    @property
+    def shape_px(self) -> Shape:
+        """(height, width) of the frames."""
+        height, width = self.counts.shape_px
+        return height, width
+
+    def plan(self, precision: Precision) -> str:
+        """File name of a plan."""
+        return plan_name(self.bundle.name, precision, self.shape_px)
+
+    def key(self, precision: Precision) -> PlanKey:
+        """Of a plan that may run here; PlanError without TensorRT or GPU."""
+        sha256 = manifest_of(self.bundle, precision).sha256
+        return key_here(check_release(), onnx_sha256=sha256, precision=precision, shape_px=self.shape_px)
+
+    def build_command(self, precision: Precision, folder: Path) -> tuple[str, ...]:
+        """What builds a plan into ``folder``, as arguments of `python`."""
+        onnx = model_path(self.bundle, precision).resolve()
+        return build_command(
+            onnx, model=self.bundle.name, precision=precision, shape_px=self.shape_px, folder=folder.resolve()
+        )
+
+    def check_plan(self, precision: Precision, folder: Path) -> None:
+        """PlanError where the plan in ``folder`` must not be used here, as `read_plan`."""
+        rebuild = self.build_command(precision, folder)
+        read_plan(folder, self.plan(precision), self.key(precision), rebuild=rebuild)
 
 
 class BuildProgress(BaseModel):
@@ -44,16 +92,9 @@ Progress = Callable[[BuildProgress], None]
 
 
 def build_in_child(
-    onnx: Path,
-    manifest: Manifest,
-    shape_px: Shape,
-    folder: Path,
-    *,
-    timing_cache: Path,
-    progress: Progress,
-    cancelled: threading.Event,
+    job: Job, precision: Precision, folder: Path, progress: Progress, cancelled: threading.Event
 ) -> None:
-    """Build one plan into ``folder``; minutes.
+    """Build one plan into ``folder`` by `export.build_engine`; minutes.
 
     Raises
     ------
@@ -62,23 +103,21 @@ def build_in_child(
     CancelledBuildError
         ``cancelled`` was set.
     """
-    precision, folder = manifest.precision, folder.resolve()
-    command = build_command(onnx.resolve(), model=manifest.name, precision=precision, shape_px=shape_px, folder=folder)
+    model, timings = job.bundle.name, str(job.plans.resolve() / "timing.cache")
+    command = [sys.executable, *job.build_command(precision, folder), "--timing-cache", timings]
     # Its own package's folder first on its path, not whatever folder the service was started in.
     home = Path(export.__file__).parents[1]
-    child = subprocess.Popen(
-        [sys.executable, *command, "--timing-cache", str(timing_cache.resolve())], stdout=subprocess.PIPE, cwd=home
-    )
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=home)
     problem, outermost = None, ""
     try:
         for event in _events(child, cancelled):
             kind = event.get("event")
             if kind == "phase" and event.get("parent") is None:
                 outermost = str(event["phase"])
-                progress(BuildProgress(model=manifest.name, precision=precision, phase=outermost, fraction=0.0))
+                progress(BuildProgress(model=model, precision=precision, phase=outermost, fraction=0.0))
             elif kind == "step" and event["phase"] == outermost and event["steps"]:
                 fraction = min(1.0, (event["step"] + 1) / event["steps"])
-                progress(BuildProgress(model=manifest.name, precision=precision, phase=outermost, fraction=fraction))
+                progress(BuildProgress(model=model, precision=precision, phase=outermost, fraction=fraction))
             elif kind == "warning":
                 log.warning("%s", event["message"])
             elif kind == "error":

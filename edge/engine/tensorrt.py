@@ -6,15 +6,14 @@ imported when an engine is made.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
 from numpy.typing import NDArray
 
+from edge.engine.builder import default_plans
 from edge.engine.cuda.thread import GpuThread
 from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
@@ -26,13 +25,6 @@ from export.plan import build_command, key_here, plan_name, read_plan
 
 if TYPE_CHECKING:
     from edge.engine.cuda.loop import CudaLoop
-
-
-def default_plans() -> Path:
-    """Where plans are kept: the service's own folder where systemd gives one, else the user's cache."""
-    state = os.environ.get("STATE_DIRECTORY")
-    root = Path(state.split(":")[0]) if state else platformdirs.user_cache_path("superlens")
-    return root / "plans"
 
 
 class TensorRtEngine:
@@ -74,7 +66,7 @@ class TensorRtEngine:
                 'Set hint = "auto", and choose the precision.'
             )
         self.manifest = manifest
-        self.precision = manifest.precision
+        self.precision: str = manifest.precision
         folder = plans or default_plans()
         with ExitStack() as closing:
             self._gpu = GpuThread()

@@ -1,4 +1,4 @@
-"""Bundles in several precisions, each a network whose error from FP32 is known."""
+"""A GPU to build for, and bundles in several precisions, each a network whose error from FP32 is known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from export.manifest import BundleIndex, Precision, load_bundle, read_manifest, write_manifest
+from export.plan import Device
 from tests.bundles import make_bundle
+
+ORIN = Device(gpu="Orin, 8 SM", compute_capability="8.7", cuda="12.6", l4t="36.4.0")
 
 
 def make_precisions(folder: Path, gains: Mapping[Precision, float] | None = None, **options: Any) -> Path:

@@ -1,0 +1,70 @@
+"""How fast an engine is, and how far its pictures are from another's."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.devices import Engine
+
+WARM_UP, REPEATS = 20, 100
+"""Frames before the clock starts, and frames whose median counts."""
+_SAME_DB = 200.0  # two equal pictures: JSON has no infinity
+
+
+class Figures(NamedTuple):
+    """Of one engine on one machine."""
+
+    median_s: float
+    p99_s: float
+    psnr_db: float
+
+
+def measure(
+    engine: Engine,
+    frames: Sequence[NDArray[Any]],
+    expected: Sequence[Mapping[str, NDArray[Any]]],
+    full_scale: int,
+    *,
+    clock: Callable[[], float],
+) -> Figures:
+    """Time from slot to result, and the PSNR of the worst output of all frames (peak: full scale)."""
+    pool = engine.allocate(len(frames))
+    slots = []
+    for frame in frames:
+        slots.append(pool.acquire(timeout_s=0))
+        slots[-1][:] = frame
+    worst_db = min(
+        psnr_db(picture, wanted[name], full_scale)
+        for slot, wanted in zip(slots, expected, strict=True)
+        for name, picture in engine.infer(slot).items()
+    )
+    times_s = []
+    for index in range(WARM_UP + REPEATS):
+        began_s = clock()
+        engine.infer(slots[index % len(slots)])
+        times_s.append(clock() - began_s)
+    times_s = sorted(times_s[WARM_UP:])
+    return Figures(statistics.median(times_s), times_s[int(0.99 * REPEATS)], worst_db)
+
+
+def psnr_db(picture: NDArray[Any], wanted: NDArray[Any], full_scale: int) -> float:
+    """Of counts; 200 where they are equal.
+
+    >>> psnr_db(np.full((2, 2), 90), np.full((2, 2), 100), 100)
+    20.0
+    """
+    error = float(np.mean(np.square(picture.astype(np.float64) - wanted)))
+    return _SAME_DB if error == 0 else round(10 * float(np.log10(full_scale**2 / error)), 2)
+
+
+def pictures_of(engine: Engine, frame: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """A copy of each output for one frame."""
+    pool = engine.allocate(1)
+    slot = pool.acquire(timeout_s=0)
+    slot[:] = frame
+    return {name: picture.copy() for name, picture in engine.infer(slot).items()}
