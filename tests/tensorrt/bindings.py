@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-HOME = ROOT / "build" / "tensorrt"
+HOME = ROOT / "build" / "tensorrt" / f"py{sys.version_info.major}.{sys.version_info.minor}"  # each has its wheels
 LIST = Path(__file__).with_name("names.json")
 OURS = ("export/bindings.py", "export/build_engine.py", "edge/engine/tensorrt.py")
 """The files that speak to TensorRT."""
@@ -173,7 +173,7 @@ def _plain(signature: str) -> str:
         (r"tensorrt_bindings\.tensorrt\.", ""),
         (r"typing\.SupportsInt", "int"),
         (r"typing\.SupportsFloat", "float"),
-        (r"typing_extensions\.Buffer|\bbuffer\b", "Buffer"),
+        (r"(typing_extensions|collections\.abc)\.Buffer|\bbuffer\b", "Buffer"),
         (r"\bList\[", "list["),
         (r"nvonnxparser::I?|nvinfer1::", ""),
         (r"<(\w+)\.(\w+): -?\d+>", r"\1.\2"),
