@@ -3,7 +3,8 @@
 Registration by enhanced correlation coefficient (Evangelidis and Psarakis, IEEE TPAMI 30, 2008), with two
 differences from OpenCV's: the transform may be a similarity, and each optical picture is compared with the best
 linear combination of several SEM pictures (edges and intensities, at several blurs) instead of one picture. So the
-contrast may be inverted, edges may be bright, and the blur of the optics need not be known.
+contrast may be inverted, edges may be bright, and the blur of the optics need not be known. `edge_side` adds what it
+takes for a detector at the side, whose light and shadow make an SEM image look displaced by pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Matrix = NDArray[np.float64]
 Model = Literal["shift", "similarity", "affine"]
 
 LEAST_OVERLAP = 0.2  # of the smaller picture
-_GRID_PX = 2.4  # by how much a step of the grid moves the border of the coarsest picture
+_GRID_PX = 3.2  # by how much a step of the grid moves the border of the coarsest picture
 _STARTS = 6
 _POINTS = 200_000  # places at which the finest pictures are compared: more cost time and gain nothing
 
@@ -39,18 +40,20 @@ MOVES: dict[Model, NDArray[np.float32]] = {
 class Side(NamedTuple):
     """Pictures (n, h, w) of one image, of mean 0 and variance 1, and where they are valid.
 
-    The first shows intensities, the last edges: at a coarse level, how dense the finest ones are.
+    The first shows intensities, the last edges: at a coarse level, how dense the finest ones are. `known` (n, h, w)
+    are pictures of the same side that may help the other one to explain these.
     """
 
     pictures: Image
     valid: Mask
+    known: Image | None = None
 
 
 class Fit(NamedTuple):
     """How well two sides fit when the (3, 3) matrix takes optical pixels (x, y, 1) to those of the SEM side.
 
     `score` is Fisher's transform of the correlation times the root of the share of the smaller side that overlaps,
-    so that a small overlap must fit better. `weights` (optical pictures, 1 + SEM pictures) are the combinations that
+    so that a small overlap must fit better. `weights` (optical pictures, SEM pictures) are the combinations that
     explain the optical pictures, the one numbered `best` best of all.
     """
 
@@ -89,6 +92,22 @@ def sem_side(image: Image, valid: Mask, halvings: int) -> Side:
     return _side(image, valid, halvings, [(_band, 1.5), (_band, 3.0), (_band, 6.0), (_edges, 1.5), (_edges, 3.0)])
 
 
+def edge_side(image: Image, valid: Mask) -> Side:
+    """What tells where an image lies even when a detector at the side shades the other: its edges, the rest known.
+
+    Shading adds a slope of the specimen to the SEM image, and a picture plus its slope is that picture displaced. So
+    intensities and slopes must not move anything: they are `known`, and what they say of the edges is taken off.
+    What is left is explained by the light that all edges have in an SEM, whichever way they face.
+    """
+    kinds = [(_edges, 1.5), *((kind, sigma_px) for kind in (_band, _across, _down) for sigma_px in (1.5, 3.0, 6.0))]
+    pictures, inner, _ = _side(image, valid, 0, kinds)
+    known, inside = pictures[1:], pictures[:, inner]
+    explained = _product(inside[1:], inside)
+    explained[:, 1:] += 1e-5 * max(1, inside.shape[1]) * np.eye(len(known))
+    left = pictures[0] - np.tensordot(np.linalg.solve(explained[:, 1:], explained[:, 0]).astype(np.float32), known, 1)
+    return Side(left[None] / (left[inner].std() + 1e-9 if inner.any() else 1), inner, known)
+
+
 def _side(
     image: Image, valid: Mask, halvings: int, kinds: Sequence[tuple[Callable[[Image, float], Image], float]]
 ) -> Side:
@@ -119,6 +138,14 @@ def _edges(image: Image, sigma_px: float) -> Image:
 
 def _band(image: Image, sigma_px: float) -> Image:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma_px) - cv2.GaussianBlur(image, (0, 0), 12))
+
+
+def _across(image: Image, sigma_px: float) -> Image:
+    return np.asarray(cv2.Sobel(cv2.GaussianBlur(image, (0, 0), sigma_px), cv2.CV_32F, 1, 0))
+
+
+def _down(image: Image, sigma_px: float) -> Image:
+    return np.asarray(cv2.Sobel(cv2.GaussianBlur(image, (0, 0), sigma_px), cv2.CV_32F, 0, 1))
 
 
 def starts(optical: Side, sem: Side, scales: tuple[float, float], rotation_deg: float) -> list[Matrix]:
@@ -207,7 +234,7 @@ def other_shift(optical: Side, sem: Side, fit: Fit) -> Matrix:
     seen = np.stack([cv2.warpAffine(picture, fit.matrix[:2], (width, height), flags=flags) for picture in sem.pictures])
     valid = cv2.warpAffine(sem.valid.astype(np.float32), fit.matrix[:2], (width, height), flags=flags)
     # What the SEM side says the optical picture looks like: these two are alike also where contrast is inverted.
-    expected = np.tensordot(fit.weights[fit.best, 1:], seen, 1) * (valid > 0.999)
+    expected = np.tensordot(fit.weights[fit.best], seen, 1) * (valid > 0.999)
     correlation = _Correlation(expected[None].astype(np.float32), valid > 0.999, max(height, width))
     surface = correlation.surface(optical.pictures[fit.best][None], optical.valid.astype(np.float32))
     peaks = np.where(surface >= cv2.dilate(surface, np.ones((5, 5), np.uint8)), surface, 0)
@@ -226,7 +253,10 @@ def refined(optical: Side, sem: Side, start: Matrix, model: Model, *, steps: int
     if len(points) > _POINTS:
         points = np.sort(np.random.default_rng(0).choice(points, _POINTS, replace=False))
     wanted = optical.pictures.reshape(len(optical.pictures), -1)[:, points]
-    best = Fit(0.0, start, np.zeros((len(wanted), 1 + len(sem.pictures)), np.float32), 0)
+    known = np.ones((1, len(points)), np.float32)
+    if optical.known is not None:
+        known = np.concatenate([known, optical.known.reshape(len(optical.known), -1)[:, points]])
+    best = Fit(0.0, start, np.zeros((len(wanted), len(sem.pictures)), np.float32), 0)
     if not len(points):
         return best
     y, x = np.divmod(points, optical.valid.shape[1])
@@ -248,20 +278,21 @@ def refined(optical: Side, sem: Side, start: Matrix, model: Model, *, steps: int
         if inside.sum() < LEAST_OVERLAP / 2 * most:
             break
         at, target = at[:, inside], wanted[:, inside]
-        basis = np.stack([np.ones(at.shape[1], np.float32), *(_sampled(picture, at) for picture in sem.pictures)])
+        basis = np.concatenate([np.stack([_sampled(picture, at) for picture in sem.pictures]), known[:, inside]])
         inner = _product(basis, basis)
-        inner += 1e-5 * inner[0, 0] * np.eye(len(inner))  # two blurs of a featureless picture are the same
+        inner += 1e-5 * at.shape[1] * np.eye(len(inner))  # two blurs of a featureless picture are the same
         weights = np.linalg.solve(inner, _product(basis, target)).T.astype(np.float32)
         left = target - weights @ basis
         unexplained = (left**2).mean(axis=1) / np.maximum(target.var(axis=1), 1e-9)
         k = int(np.argmin(unexplained))
         correlation = math.sqrt(min(max(0.0, 1 - float(unexplained[k])), 0.999))
+        weights = weights[:, : len(sem.pictures)]
         fit = Fit(math.atanh(correlation) * math.sqrt(min(1.0, inside.sum() / most)), matrix, weights, k)
         if fit.score > best.score:
             best = fit
         hessian, gradient = np.zeros((len(moves), len(moves))), np.zeros(len(moves))
         for rest, weight in zip(left, weights, strict=True):
-            slope = [_sampled(part, at) for part in np.tensordot(weight[1:], slopes, 1)]
+            slope = [_sampled(part, at) for part in np.tensordot(weight, slopes, 1)]
             down = np.asarray(matrix[:2, :2].T @ np.stack(slope), np.float32)  # the chain rule: per optical pixel
             motion = np.einsum("kij,jn->kin", moves, units[:, inside], optimize=True)
             effect = motion[:, 0] * down[0] + motion[:, 1] * down[1]

@@ -28,6 +28,7 @@ class Layer(NamedTuple):
     inside: Mask
     readable: Mask
     labels: NDArray[np.uint8] | None
+    shade_px: tuple[float, float] = (0.0, 0.0)  # by which shading makes it look displaced on this grid
 
 
 def cut(
@@ -67,7 +68,7 @@ def cut(
             elif _is_empty(layer.image[window]):
                 reason = "empty: nothing but noise in the SEM image"
             else:
-                left_px = local_misfit_px(image[window], layer.image[window])
+                left_px = local_misfit_px(image[window], layer.image[window], layer.shade_px)
                 if left_px is not None and left_px > limit_px:
                     reason = f"the two images still lie more than {limit_px:g} px apart"
             if reason is None:

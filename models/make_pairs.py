@@ -123,7 +123,8 @@ def make_pairs(
             if number and names != classes:
                 raise PairsError(f"{labels[number]} has the classes {names}, {labels[0]} {classes}; make them alike")
             classes = names
-        layers.append(_layer(fitted, sem.image, readable, marks, found.matrix @ to_mosaic, shape_px))
+        shade_px = found.shade_px[0] / to_mosaic[0, 0], found.shade_px[1] / to_mosaic[1, 1]
+        layers.append(_layer(fitted, sem.image, readable, marks, found.matrix @ to_mosaic, shape_px, shade_px))
     image = sampled(mosaic.image, to_mosaic[:2], shape_px)
     shown = _warped_mask(recorded(mosaic.image), to_mosaic[:2], shape_px)
     crops, rejected = cut(image, shown, layers, crop_px, gap_px, residual_px)
@@ -223,6 +224,7 @@ def _fitted(path: Path, size_nm: float, found: Registration, expected: float, bo
         score=found.score,
         residual_px=found.residual_px,
         residuals_px=found.residuals_px,
+        shade_px=found.shade_px,
         burned_in=tuple(boxes),
     )
 
@@ -234,6 +236,7 @@ def _layer(
     labels: NDArray[np.uint8] | None,
     matrix: NDArray[np.float64],
     shape_px: tuple[int, int],
+    shade_px: tuple[float, float],
 ) -> Layer:
     inside = _warped_mask(np.ones_like(readable), matrix, shape_px)
     return Layer(
@@ -242,6 +245,7 @@ def _layer(
         inside,
         _warped_mask(readable, matrix, shape_px),
         None if labels is None else sampled(labels, matrix, shape_px),
+        shade_px,
     )
 
 

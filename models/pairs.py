@@ -43,8 +43,9 @@ class FittedImage(_Record):
 
     `scale` is SEM pixels per optical pixel, `scale_expected` what the sizes of the pixels say; `shift_px` is (y, x);
     `score` is None for landmarks; `residuals_px` are optical pixels by which regions, or landmarks, are still off,
-    and `residual_px` their root mean square. `burned_in` are the boxes (top, left, bottom, right) of the SEM image
-    that its microscope wrote over.
+    and `residual_px` their root mean square. `shade_px` is (y, x) optical pixels by which light from a detector at
+    the side makes the SEM image look displaced; `matrix` is free of it. `burned_in` are the boxes (top, left, bottom,
+    right) of the SEM image that its microscope wrote over.
     """
 
     file: str
@@ -57,6 +58,7 @@ class FittedImage(_Record):
     score: float | None
     residual_px: float = Field(ge=0)
     residuals_px: tuple[float, ...] = ()
+    shade_px: tuple[float, float] = (0.0, 0.0)
     burned_in: tuple[tuple[int, int, int, int], ...] = ()
 
 
