@@ -42,7 +42,7 @@ docs: install-dev
 
 # `make zoo` retrains every bundle of models/zoo, `make zoo MODEL=enhance-rt` one; docs/models.md says how long each takes.
 # A run that was cut off goes on where it was.
-MODEL ?= enhance-rt enhance-rt-x2 srcnn sem-lite
+MODEL ?= enhance-rt enhance-rt-x2 srcnn sem-lite neural-lens-mini
 zoo: $(MODEL:%=zoo-%)
 
 zoo-%: install-dev

@@ -65,7 +65,7 @@ the figures below.
 * Network: {recipe.network.name} {dict(recipe.network.options)}, {parameter_count(net):,} parameters in use.
 * Input: `{manifest.inputs[0].name}`, float32 (1, 1, height, width), 0..1 = counts / full scale, {sides}.
 * Outputs: {outputs}; 0..1, the first is the one shown.
-* Made for pixels of {manifest.pixel_size_nm} nm on the specimen; a result depends on {manifest.halo_px} px around it.
+* Made for pixels of {manifest.pixel_size_nm} nm on the specimen; a result depends on {_reach(manifest.halo_px)}.
 
 ## Data
 
@@ -139,3 +139,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
     return str(value)
+
+
+def _reach(halo_px: int) -> str:
+    """How far a network looks: a halo of 0 is what one has whose reach is no number of pixels."""
+    return f"{halo_px} px around it" if halo_px else "the whole picture"

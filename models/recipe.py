@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.errors import RecipeError
+from models.samples import render
 from models.systems import SYSTEMS, imported
 
 if sys.version_info >= (3, 11):
@@ -99,6 +102,10 @@ class Recipe(Section):
     def with_pairs(self, folder: Path) -> Recipe:
         """The same recipe, fed with a lab's own pairs instead of drawn specimens."""
         raise RecipeError(f"a recipe of task {self.task} does not learn from a folder of pairs")
+
+    def example(self, shape_px: tuple[int, int], seed: int) -> NDArray[np.float32]:
+        """A picture (height, width) in 0..1 of the kind the network gets, to compare two forms of it on."""
+        return render("leaves", shape_px=shape_px, pixel_size_nm=self.pixel_size_nm, seed=seed)
 
     def having(self: _RecipeT, section: str, **values: Any) -> _RecipeT:
         """A checked copy with other values in one table."""

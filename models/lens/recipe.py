@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from models import pollen
 from models.folder import PairsSection
-from models.lens.data import PAPER_PIXEL_NM, Conditions
+from models.lens.data import HELDOUT, PAPER_PIXEL_NM, Conditions
 from models.recipe import Recipe, ScenesSection, Section, ValidationSection
 
 
@@ -73,6 +76,18 @@ class LensRecipe(Recipe):
     def pixel_size_nm(self) -> float:
         """The pixel of the pictures it is trained on."""
         return self.data.pixel_size_nm
+
+    def example(self, shape_px: tuple[int, int], seed: int) -> NDArray[np.float32]:
+        """Grains: on other pictures the labelling net is all decisions, in which rounding errors grow."""
+        conditions = self.data
+        if not isinstance(conditions, Conditions):
+            own = {"types": pollen.TYPES[:1], "pixel_size_nm": self.pixel_size_nm}
+            conditions = HELDOUT.model_copy(update=own)
+        rng = np.random.default_rng(seed)
+        grains = conditions.scene(min(shape_px), rng)
+        drawn = pollen.render(grains, shape_px=shape_px, pixel_size_nm=conditions.pixel_size_nm, types=conditions.types)
+        seen = pollen.see(drawn.reflectivity, conditions.pixel_size_nm)
+        return conditions.light(conditions.photons[0], rng).expose(seen, rng)
 
     def with_pairs(self, folder: Path) -> LensRecipe:
         """The same recipe, fed with the labelled pairs of a folder."""

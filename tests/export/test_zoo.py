@@ -25,8 +25,9 @@ from models.enhance.data import heldout
 from models.recipe import read_recipe
 
 MODELS = Path(models.__file__).parent
-NAMES = ("enhance-rt", "enhance-rt-x2", "srcnn", "sem-lite")
-LARGEST_BYTES = 8e6  # the weights twice: as they were trained, and in the ONNX file
+NAMES = ("enhance-rt", "enhance-rt-x2", "srcnn", "sem-lite", "neural-lens-mini")
+# The weights twice: as they were trained, and in the ONNX file.
+LARGEST_BYTES = dict.fromkeys(NAMES, 8e6) | {"neural-lens-mini": 32e6}
 
 
 def judged(name: str) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def test_a_bundle_is_what_its_manifest_says(name: str) -> None:
     assert manifest.name == name
     assert manifest.checkpoint_sha256 == sha256_of(bundle.folder / bundle.index.weights)
     assert manifest.verify.max_abs_error < 1e-4
-    assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < LARGEST_BYTES
+    assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < LARGEST_BYTES[name]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,8 +76,7 @@ def test_the_default_network_beats_the_input_and_the_best_classical_method() -> 
     assert fair["output"] >= fair["best_classical"] + 0.3
     assert report["epi"]["output"] >= 0.45
     assert report["ssim"]["output"] > report["ssim"]["input"]
-    # Detail where there is nothing; the smooth part is the vignette, which it does not take out whole (docs/models.md).
-    assert report["background_detail_std"]["output"] <= report["background_detail_std"]["input"]
+    assert report["background_std"]["output"] <= report["background_std"]["input"]
 
 
 @pytest.mark.slow
@@ -97,3 +97,17 @@ def test_sem_lite_beats_the_best_histogram_matched_wiener_result() -> None:
     report = judged("sem-lite")
     assert report["psnr_db"]["output"] >= report["psnr_db"]["best_classical"] + 2.0
     assert report["epi"]["output"] >= report["epi"]["input"] + 0.3
+
+
+@pytest.mark.slow
+def test_the_neural_lens_finds_spikes_and_labels_grains() -> None:
+    report = judged("neural-lens-mini")
+    spikes = report["spikes"]
+    assert spikes["f1"] >= 0.8 > 2 * spikes["f1_of_chance"]
+    assert spikes["hidden_share"] >= 0.5, "in the input"
+    assert spikes["std_x_px"] <= 5.0, "the paper's figure"
+    assert spikes["std_y_px"] <= 4.3, "the paper's figure"
+    assert report["labels"]["iou"] >= 0.85
+    assert report["labels"]["grain_accuracy"] >= 0.95
+    assert report["leak"] < 0.01
+    assert report["own_energy"] >= 0.95
