@@ -1,0 +1,192 @@
+"""The kernels of kernels.cu: compiled on the device for the GPU that is there, kept, and launched by name.
+
+The source ships, not machine code: a cubin fits one compute capability, and a driver refuses PTX newer than itself.
+NVRTC compiles it, because that is one library of CUDA's runtime packages (pip has it too); nvcc is a toolkit that wants
+a host compiler beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import platformdirs
+import pycuda.driver as cuda
+from cuda.bindings import driver, nvrtc
+
+from edge.engine.cuda.thread import checked
+from edge.engine.prepare import Counts
+from edge.errors import EngineError
+from export.manifest import write_atomically
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.cu")
+
+OPTIONS = ("--std=c++17", "--fmad=false")
+"""No fused multiply-add: the results are numpy's, bit by bit, and these kernels wait for memory anyway."""
+
+
+_ADDRESS, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
+    "prepare": (_ADDRESS, _INT, _ADDRESS, _ADDRESS, _ADDRESS, _INT, _INT, _FLOAT),
+    "deliver": (_ADDRESS, _ADDRESS, _INT, _FLOAT),
+}
+"""Of the kernels, by the first word of their names."""
+
+PER_THREAD = 4
+"""Pixels a thread takes."""
+
+
+class Layout(NamedTuple):
+    """How a camera's format lies in a frame slot: ``bits`` a pixel; a row begins on a byte."""
+
+    slot: type[np.uint8] | type[np.uint16]
+    bits: int
+    output: type[np.uint8] | type[np.uint16]
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "mono8": Layout(np.uint8, 8, np.uint8),
+    "mono10p": Layout(np.uint8, 10, np.uint16),
+    "mono12p": Layout(np.uint8, 12, np.uint16),
+    "mono16": Layout(np.uint16, 16, np.uint16),
+    "bayer_rg8": Layout(np.uint8, 8, np.uint8),
+    "bayer_gr8": Layout(np.uint8, 8, np.uint8),
+    "bayer_gb8": Layout(np.uint8, 8, np.uint8),
+    "bayer_bg8": Layout(np.uint8, 8, np.uint8),
+    "rgb8": Layout(np.uint8, 24, np.uint8),
+}
+"""By the name in GenICam's Pixel Format Naming Convention, in lower case; each has a kernel ``prepare_<name>``."""
+
+
+def layout_of(counts: Counts) -> Layout:
+    """The layout of a camera's slots.
+
+    Raises
+    ------
+    EngineError
+        No kernel reads this format.
+    """
+    try:
+        return LAYOUTS[counts.pixel_format]
+    except KeyError:
+        raise EngineError(
+            f"The GPU has no kernel for pixel format {counts.pixel_format!r}. Set the camera to one of: "
+            f"{', '.join(LAYOUTS)}."
+        ) from None
+
+
+def slot_shape(counts: Counts) -> tuple[int, ...]:
+    """Of a slot: (height, width), (height, width, 3) in colour, (height, bytes of a row) where pixels are packed."""
+    height, width = counts.shape_px[:2]
+    if counts.pixel_format == "rgb8":  # type: ignore[comparison-overlap]
+        return height, width, 3
+    layout = layout_of(counts)
+    return height, -(-width * layout.bits // (8 * np.dtype(layout.slot).itemsize))
+
+
+class Kernels:
+    """The functions of one source file, loaded into the current context.
+
+    cuda-bindings launches them: whatever pycuda launches, it first hands to a driver function that CUDA has given up.
+
+    Raises
+    ------
+    EngineError
+        There is no compiler, or it does not know this GPU, or the source is wrong.
+    """
+
+    def __init__(self, source: Path = SOURCE) -> None:
+        major, minor = cuda.Context.get_device().compute_capability()
+        cubin = compiled(source, f"sm_{major}{minor}")
+        self._module = checked(driver.cuModuleLoadData(cubin), f"the kernels of {source.name} cannot be loaded")
+
+    def launcher(self, name: str, *, threads: tuple[int, int], over_px: tuple[int, int]) -> Callable[..., None]:
+        """A function of (stream, *arguments) that launches kernel ``name``, four pixels a thread.
+
+        ``threads`` of a block and the pixels it covers, ``over_px``, are (along a row, rows).
+        """
+        function = checked(driver.cuModuleGetFunction(self._module, name.encode()), f"there is no kernel {name}")
+        types = ARGUMENTS[name.partition("_")[0]]
+        grid = (-(-over_px[0] // (PER_THREAD * threads[0])), -(-over_px[1] // threads[1]), 1)
+
+        def launch(stream: int, *arguments: float) -> None:
+            checked(
+                driver.cuLaunchKernel(function, *grid, *threads, 1, 0, stream, (arguments, types), 0),
+                f"kernel {name} cannot be launched",
+            )
+
+        return launch
+
+    def close(self) -> None:
+        """Unload them; to be called when they have run. May be called twice."""
+        if self._module is not None:
+            module, self._module = self._module, None
+            checked(driver.cuModuleUnload(module), "the kernels cannot be unloaded")
+
+
+def compiled(source: Path, architecture: str) -> bytes:
+    """The cubin of ``source`` for ``architecture`` ("sm_87"), compiled at its first use on this machine.
+
+    It is kept in the user's cache folder, under a name that changes with the source, its options, the architecture and
+    the compiler. Where that folder cannot be written, each start compiles anew (about a second).
+    """
+    version = _nvrtc_version()
+    text = source.read_bytes()
+    key = hashlib.sha256(b"\0".join([text, *map(str.encode, OPTIONS)])).hexdigest()[:16]
+    folder = platformdirs.user_cache_path("superlens", appauthor=False) / "kernels"
+    path = folder / f"{source.stem}-{key}-{architecture}-cuda{version}.cubin"
+    if path.is_file():
+        return path.read_bytes()
+    cubin = _compile(text, source.name, architecture, version)
+    log.info("compiled %s for %s with NVRTC %s", source.name, architecture, version)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, cubin)
+    except OSError as exc:
+        log.warning("the compiled kernels cannot be kept (%s): every start compiles them", exc)
+    return cubin
+
+
+def _nvrtc_version() -> str:
+    try:
+        _, major, minor = nvrtc.nvrtcVersion()
+    except RuntimeError as exc:  # cuda-bindings looks for the library at the first call
+        raise EngineError(
+            "There is no compiler for the GPU's kernels, libnvrtc.so. Install it: on a Jetson "
+            "'apt install cuda-nvrtc-12-6' (JetPack 6) or 'cuda-nvrtc-13-0' (JetPack 7), elsewhere "
+            f"'pip install cuda-bindings[all]'. ({exc})"
+        ) from exc
+    return f"{major}.{minor}"
+
+
+def _compile(text: bytes, name: str, architecture: str, version: str) -> bytes:
+    program = _nvrtc(nvrtc.nvrtcCreateProgram(text, name.encode(), 0, [], []), "NVRTC does not start")
+    try:
+        options = [option.encode() for option in (f"--gpu-architecture={architecture}", *OPTIONS)]
+        (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            words = bytearray(_nvrtc(nvrtc.nvrtcGetProgramLogSize(program), "NVRTC has no log"))
+            _nvrtc(nvrtc.nvrtcGetProgramLog(program, words), "NVRTC has no log")
+            raise EngineError(
+                f"NVRTC {version} cannot compile {name} for {architecture}: {words.rstrip(bytes(1)).decode().strip()}. "
+                "Is this the CUDA that came with the GPU's driver?"
+            )
+        cubin = bytearray(_nvrtc(nvrtc.nvrtcGetCUBINSize(program), "NVRTC gives no cubin"))
+        _nvrtc(nvrtc.nvrtcGetCUBIN(program, cubin), "NVRTC gives no cubin")
+        return bytes(cubin)
+    finally:
+        _nvrtc(nvrtc.nvrtcDestroyProgram(program), "NVRTC does not end")
+
+
+def _nvrtc(result: tuple[Any, ...], doing: str) -> Any:
+    error, *values = result
+    if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise EngineError(f"{doing}: {error.name}")
+    return values[0] if values else None
