@@ -31,6 +31,12 @@ def test_a_file_is_read_and_the_command_line_lies_over_it(write) -> None:
     assert (config.camera.fps, config.camera.bit_depth, config.box.name) == (20.0, None, "bench 3")
 
 
+def test_tensorrt_falls_back_only_where_the_file_says_so(write) -> None:
+    assert load_config(write('[engine]\nbackend = "tensorrt"\n')).engine.fallback is None
+    config = load_config(write('[engine]\nbackend = "tensorrt"\nfallback = "openvino"\n'))
+    assert (config.engine.backend, config.engine.fallback) == ("tensorrt", "openvino")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -39,6 +45,7 @@ def test_a_file_is_read_and_the_command_line_lies_over_it(write) -> None:
         ("[camera]\nfps = -1\n", r"camera\.fps: .*greater than or equal to 0.01.*found -1"),
         ("[camera]\nshape_px = [8, 512]\n", r"camera\.shape_px\.0: .*16.*found 8"),
         ('[engine]\nbackend = "tflite"\n', r"engine\.backend: .*openvino.*found 'tflite'"),
+        ('[engine]\nfallback = "onnxruntime"\n', r"engine\.fallback: .*openvino.*found 'onnxruntime'"),
         ('[web]\nhost = "0.0.0.0"\n', r"web\.host: .*needs a password"),
         ("[web]\nport = 70000\n", r"web\.port: .*65535"),
         ("not toml", "no valid TOML"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -15,9 +14,7 @@ import pytest
 from export.manifest import Bundle, load_bundle
 from tests.tensorrt.bindings import ROOT, build_library
 from tests.tensorrt.host_loop import HostLoop, HostThread
-from tests.tensorrt.models import ORIN, make_precisions
-
-FAKE = Path(__file__).with_name("fake")
+from tests.tensorrt.models import FAKE, ORIN, load_fake, make_precisions
 
 
 @pytest.fixture
@@ -25,18 +22,7 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
     """``fake_tensorrt(version, *faults)`` is what `import tensorrt` gives from then on; the GPU is an Orin."""
     monkeypatch.setattr("export.plan.this_device", lambda: ORIN)
 
-    def load(version: str = "10.3.0", *faults: str) -> ModuleType:
-        monkeypatch.setenv("FAKE_TENSORRT_VERSION", version)
-        monkeypatch.setenv("FAKE_TENSORRT_FAULTS", ",".join(faults))
-        spec = importlib.util.spec_from_file_location("tensorrt", FAKE / "tensorrt.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, "tensorrt", module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return lambda version="10.3.0", *faults: load_fake(monkeypatch, version, *faults)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from edge.errors import ConfigError, EngineError
 from export.build_engine import Request, build
 from export.manifest import Bundle, Precision, load_bundle
 from tests.contracts import EngineContract
-from tests.tensorrt.bindings import RELEASES
+from tests.tensorrt.bindings import RELEASES, ROOT
 from tests.tensorrt.host_loop import HostLoop
 from tests.tensorrt.models import make_precisions
 
@@ -247,3 +249,16 @@ def test_plans_are_kept_where_systemd_says_else_in_the_users_cache(monkeypatch: 
     monkeypatch.delenv("STATE_DIRECTORY")
     monkeypatch.setenv("XDG_CACHE_HOME", "/home/someone/.cache")
     assert default_plans() == Path("/home/someone/.cache/superlens/plans")
+
+
+def test_nothing_of_it_is_imported_before_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "box.toml").write_text('[engine]\nbackend = "tensorrt"\nfallback = "openvino"\n')
+    code = (
+        "import sys; from edge.__main__ import main;"
+        f"main(['check-config', {str(tmp_path / 'box.toml')!r}, '--json', '-'], standalone_mode=False);"
+        "assert not {'tensorrt', 'pycuda', 'edge.engine.tensorrt', 'edge.engine.select'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)["engine"]
+    assert (shown["backend"], shown["fallback"]) == ("tensorrt", "openvino")
