@@ -100,6 +100,27 @@ def convert(
             raise SystemExit(1)
 
 
+@main.command(cls=_ManyValues)
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the bundle.")
+@click.option("--size", "size_px", default=1024, show_default=True, help="Sides of the picture, px.")
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(_PRECISIONS), default=["int8"])
+@click.option("--seed", default=0, show_default=True, help="Of the weights.")
+@_json
+def random(
+    name: str, out: Path, size_px: int, precisions: tuple[Precision, ...], seed: int, json_to: str | None
+) -> None:
+    """Make a bundle of NAME, neural-lens-4x64 or neural-lens-4x32, with random weights: for benchmarks only."""
+    with _one_clear_error():
+        from export.random import random_bundle
+
+        bundle = random_bundle(name, out, size_px=size_px, precisions=precisions, seed=seed, progress=_Lines())
+        result: dict[str, Any] = {"bundle": str(out)}
+        for precision in bundle.precisions:
+            result[precision] = bundle.manifest(precision).model_dump(mode="json", exclude_none=True)
+        _write(json_to, result)
+
+
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(

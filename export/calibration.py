@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -233,7 +234,12 @@ def _session(
             looked_at.graph.node.append(helper.make_node("Abs", [value], [f"{value}/abs"]))
             looked_at.graph.node.append(helper.make_node("ReduceMax", [f"{value}/abs"], [peak], keepdims=0))
     looked_at.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    session = onnxruntime.InferenceSession(looked_at.SerializeToString(), providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory() as folder:
+        # By way of a file: given bytes, the session keeps them, and these may be gigabytes.
+        path = Path(folder) / "looked-at.onnx"
+        path.write_bytes(looked_at.SerializeToString())
+        del looked_at
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (input_name,) = [put.name for put in session.get_inputs()]
 
     def run(image: Image) -> Sequence[NDArray[np.float32]]:
@@ -250,7 +256,11 @@ def _percentile(counts: NDArray[np.int64]) -> float:
 
 
 def _least_divergence(counts: NDArray[np.int64], levels: int = 128) -> float:
-    """The share of the bins to keep: what lies above is counted in the last one."""
+    """The share of the bins to keep: what lies above is counted in the last one.
+
+    The bin at 0 is not counted: half of what a ReLU makes is 0, and would outweigh all the rest.
+    """
+    counts = np.concatenate([counts[1:2], counts[1:]])
     best, kept = np.inf, _BINS
     for end in range(levels, _BINS + 1, levels // 8):
         wanted = counts[:end].astype(np.float64)

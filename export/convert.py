@@ -92,7 +92,8 @@ def convert(
         As its kinds say, where nothing could be written. A precision that fails its audit or its gate is in the
         result's `refused` instead, and the others are written.
     """
-    wanted = _complete(precisions)
+    both: tuple[Precision, ...] = ("int8_fp16",) if "int8" in precisions else ()
+    wanted = ordered(("fp32", *precisions, *both))
     int8 = any(precision.startswith("int8") for precision in wanted)
     if int8 and data is None:
         raise CalibrationError(
@@ -104,15 +105,15 @@ def convert(
     known = load_bundle(source) if source.is_dir() else None
     weights = source if known is None else known.folder / known.index.weights
     checkpoint = load_checkpoint(weights)
-    with _room(out) as work:
+    with room(out) as work:
         shutil.copyfile(weights, work / "weights.safetensors")
         manifests = {"fp32": _fp32(checkpoint, known, work, progress)}
         refused: dict[Precision, ExportError] = {}
         lesser = wanted[1:]
         if lesser:
             pictures = calibration.load(data or calibration.SYNTHETIC, manifests["fp32"], checkpoint.recipe)
-            judge = _Judge(work, manifests["fp32"], pictures, progress)
             make = _maker(work, pictures, method, progress)
+            judge = _Judge(work, manifests["fp32"], pictures, progress)
             for precision in lesser:
                 try:
                     manifests[precision] = judge(precision, make(precision))
@@ -125,21 +126,24 @@ def convert(
         index = BundleIndex(
             name=manifests["fp32"].name,
             task=manifests["fp32"].task,
-            precisions={entry: _stem(entry) + ".json" for entry in PRECISIONS if entry in manifests or entry in kept},
+            precisions={
+                entry: file_stem(entry) + ".json" for entry in PRECISIONS if entry in manifests or entry in kept
+            },
         )
         write_manifest(index, work / BUNDLE_FILE)
-        _move(work, out, index)
+        move(work, out, index)
     return Conversion(load_bundle(out), refused)
 
 
-def _complete(precisions: Sequence[Precision]) -> tuple[Precision, ...]:
-    asked = {"fp32", *precisions, *(["int8_fp16"] if "int8" in precisions else [])}
-    if unknown := asked.difference(PRECISIONS):
+def ordered(precisions: Sequence[Precision]) -> tuple[Precision, ...]:
+    """The precisions without doubles, the most exact first; ExportError where there is none of that name."""
+    if unknown := set(precisions).difference(PRECISIONS):
         raise ExportError(f"there is no precision {', '.join(sorted(unknown))}; choose from {', '.join(PRECISIONS)}")
-    return tuple(precision for precision in PRECISIONS if precision in asked)
+    return tuple(precision for precision in PRECISIONS if precision in precisions)
 
 
-def _stem(precision: Precision) -> str:
+def file_stem(precision: Precision) -> str:
+    """The name of a precision's files in a bundle, without the suffix."""
     return "model" if precision == "fp32" else f"model_{precision}"
 
 
@@ -174,11 +178,11 @@ def _fp32(checkpoint: Checkpoint, known: Bundle | None, work: Path, progress: Pr
 def _maker(work: Path, pictures: Pictures, method: Method, progress: Progress) -> Callable[[Precision], Made]:
     """A function that makes the graph of a precision; INT8 is calibrated once for both of its files."""
     fp32 = graph.read_model(work / "model.onnx")
+    if findings := audit.unreadable(fp32):
+        raise GraphError(f"no other precision can be made of the FP32 graph: {'; '.join(findings)}")
     calibrated: list[tuple[onnx.ModelProto, quantize.Scheme, dict[str, float]]] = []
 
     def make(precision: Precision) -> Made:
-        if findings := audit.unreadable(fp32):
-            raise GraphError(f"the FP32 graph cannot be made {precision}: {'; '.join(findings)}")
         if precision == "fp16":
             model = half.half(fp32)
             return Made(model, half.emulated(model))
@@ -191,7 +195,8 @@ def _maker(work: Path, pictures: Pictures, method: Method, progress: Progress) -
         ((model, scheme, found),) = calibrated
         words = f"{method} of {len(pictures.tuning)} pictures"
         if precision == "int8":
-            return Made(quantize.quantized(model, scheme, found, paired_weights=False), None, words, scheme.name)
+            made = rewrite.for_openvino(quantize.quantized(model, scheme, found, paired_weights=False))
+            return Made(made, None, words, scheme.name)
         model = half.half(quantize.quantized(model, scheme, found, paired_weights=True))
         return Made(model, half.emulated(model), words, scheme.name)
 
@@ -236,7 +241,7 @@ class _Judge:
         findings = audit.audit(made.model) if precision.startswith("int8") else audit.unreadable(made.model)
         if findings:
             raise GraphError(f"TensorRT would not run {precision} as it is meant: {'; '.join(findings)}")
-        path = self._work / f"{_stem(precision)}.onnx"
+        path = self._work / f"{file_stem(precision)}.onnx"
         path.write_bytes(made.model.SerializeToString(deterministic=True))
         try:
             verification = self._verified(precision, made, path)
@@ -270,7 +275,7 @@ class _Judge:
                 outputs,
                 self._wanted,
                 samples,
-                self._fp32.model_copy(update={"precision": precision}),
+                border_px=self._fp32.halo_px * self._fp32.scale,
                 data=self._pictures.data,
                 against=f"{self._fp32.file}, by {by}",
             )
@@ -289,7 +294,7 @@ class _Judge:
 
 
 @contextmanager
-def _room(out: Path) -> Iterator[Path]:
+def room(out: Path) -> Iterator[Path]:
     """A folder beside `out` that is gone afterwards; a full disk is said in words."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -304,7 +309,7 @@ def _room(out: Path) -> Iterator[Path]:
         ) from exc
 
 
-def _move(work: Path, out: Path, index: BundleIndex) -> None:
+def move(work: Path, out: Path, index: BundleIndex) -> None:
     """Put the files in place, bundle.json last; what no precision names any more goes."""
     with _uninterrupted():
         out.mkdir(exist_ok=True)
@@ -312,7 +317,7 @@ def _move(work: Path, out: Path, index: BundleIndex) -> None:
             path.replace(out / path.name)
         for precision in set(PRECISIONS) - set(index.precisions):
             for suffix in (".onnx", ".json"):
-                (out / f"{_stem(precision)}{suffix}").unlink(missing_ok=True)
+                (out / f"{file_stem(precision)}{suffix}").unlink(missing_ok=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from export.calibration import Progress, Sample
 from export.errors import ParityError
-from export.manifest import Gate, Manifest, Precision, Verification
+from export.manifest import Gate, Precision, Verification
 from export.runtime import Infer
 from models import metrics
 
@@ -46,15 +46,15 @@ def judged(
     found: Sequence[Outputs],
     fp32: Sequence[Outputs],
     samples: Sequence[Sample],
-    manifest: Manifest,
     *,
+    border_px: int,
     data: str,
     against: str,
 ) -> Verification:
     """The figures of a file, from its outputs and FP32's for the same pictures.
 
-    A border of the network's halo is left out of the comparison with the truth. `psnr_db` is that of the output
-    that differs most, `ssim` the least of the grey ones.
+    A border is left out of the comparison with the truth. `psnr_db` is that of the output that differs most, `ssim`
+    the least of the grey ones.
 
     Raises
     ------
@@ -62,24 +62,12 @@ def judged(
         An output is not finite, as FP16's is that overflows.
     """
     if not all(np.isfinite(outputs[name]).all() for outputs in found for name in outputs):
-        raise ParityError(
-            f"the outputs of {manifest.name} are not numbers in {manifest.precision}; use another precision"
-        )
+        raise ParityError(f"some outputs are not numbers, by {against}; use another precision")
     parity = psnr_db(found, fp32)
     both = list(zip(found, fp32, strict=True))
-    grey = [spec.name for spec in manifest.outputs if spec.channels == 1]
+    grey = [name for name, picture in fp32[0].items() if picture.ndim == 2]
     ssims = [float(np.mean([metrics.ssim(a[name], b[name]) for a, b in both])) for name in grey]
-    losses = [
-        float(
-            np.mean(
-                [
-                    _psnr_db(b[name], sample.truths[name], manifest) - _psnr_db(a[name], sample.truths[name], manifest)
-                    for (a, b), sample in zip(both, samples, strict=True)
-                ]
-            )
-        )
-        for name in samples[0].truths
-    ]
+    losses = [_loss_db(both, samples, name, border_px) for name in samples[0].truths]
     return Verification(
         against=against,
         max_abs_error=max(float(np.abs(a[name] - b[name]).max()) for a, b in both for name in parity),
@@ -128,9 +116,14 @@ def _mse(a: Image, b: Image) -> float:
     return float(np.mean((a.astype(np.float64) - b) ** 2))
 
 
-def _psnr_db(image: Image, truth: Image, manifest: Manifest) -> float:
-    border = manifest.halo_px * manifest.scale
-    if min(image.shape[:2]) <= 4 * border:
-        border = 0  # a picture that is mostly border is judged whole
-    window = (slice(border, image.shape[0] - border), slice(border, image.shape[1] - border))
-    return -10 * math.log10(max(_mse(image[window], truth[window]), _NO_ERROR))
+def _loss_db(both: Sequence[tuple[Outputs, Outputs]], samples: Sequence[Sample], name: str, border_px: int) -> float:
+    """How much less PSNR to the truth the first has than the second, of the mean square error over all pictures."""
+    errors = np.zeros(2)
+    for outputs, sample in zip(both, samples, strict=True):
+        truth = sample.truths[name]
+        # A picture that is mostly border is judged whole.
+        border = border_px if min(truth.shape[:2]) > 4 * border_px else 0
+        window = (slice(border, truth.shape[0] - border), slice(border, truth.shape[1] - border))
+        errors += [_mse(made[name][window], truth[window]) for made in outputs]
+    mine, theirs = np.maximum(errors / len(samples), _NO_ERROR)
+    return float(10 * np.log10(mine / theirs))

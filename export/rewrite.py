@@ -1,4 +1,4 @@
-"""Exact rewritings of a graph: a transposed convolution as a convolution and a depth-to-space.
+"""Exact rewritings of a graph: the same function in operators that a run time computes faster, or rightly.
 
 Batch norms are folded and the pixel-unshuffle of an enhancer's head is taken into its convolution before the export
 (`Network.fused`).
@@ -42,6 +42,24 @@ def subpixel(model: onnx.ModelProto) -> onnx.ModelProto:
             helper.make_node("DepthToSpace", [phases], [node.output[0]], blocksize=2, mode="CRD"),
         ]
     return graph.rebuilt(model, nodes, replaced.values())
+
+
+def for_openvino(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A Relu behind a Concat as a Clip from 0 on: the same function, which OpenVINO computes rightly in INT8.
+
+    OpenVINO 2026.4 moves the quantisation that follows Concat and Relu to before the Concat, and there rounds to whole
+    numbers instead of to the scale: a decoder with skips comes out 20 dB worse than the file says. It moves nothing
+    over a Clip.
+    """
+    made, bound = graph.producers(model), "nothing"
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        before = made.get(node.input[0]) if node.op_type == "Relu" else None
+        if before is not None and before.op_type == "Concat":
+            nodes.append(helper.make_node("Clip", [node.input[0], bound], list(node.output)))
+        else:
+            nodes.append(node)
+    return graph.rebuilt(model, nodes, [graph.tensor(np.zeros((), np.float32), bound)])
 
 
 def subpixel_weight(weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -57,7 +57,10 @@ def _onnxruntime(model: Path, precision: Precision) -> Infer:
     names = [put.name for put in session.get_outputs()]
 
     def infer(image: Image) -> Mapping[str, Image]:
-        return _pictures(names, session.run(None, {name: image[None, None]}))
+        try:
+            return _pictures(names, session.run(None, {name: image[None, None]}))
+        except Exception as exc:  # as above
+            raise ExportError(f"{model} cannot take a picture of {image.shape} px: {exc}") from exc
 
     return infer
 
@@ -72,7 +75,10 @@ def _openvino(model: Path, precision: Precision) -> Infer:
     names = [put.get_any_name() for put in compiled.outputs]
 
     def infer(image: Image) -> Mapping[str, Image]:
-        results = compiled({0: image[None, None]})
+        try:
+            results = compiled({0: image[None, None]})
+        except RuntimeError as exc:
+            raise ExportError(f"{model} cannot take a picture of {image.shape} px: {exc}") from exc
         return _pictures(names, [np.array(results[put]) for put in compiled.outputs])
 
     return infer

@@ -16,8 +16,9 @@ import onnx
 import onnxruntime
 import torch
 
-from export.errors import ExportError, ParityError
-from export.manifest import Manifest, TensorSpec, Verification, sha256_of, write_manifest
+from export.errors import ParityError
+from export.graph import checked
+from export.manifest import Manifest, Precision, TensorSpec, Verification, sha256_of, write_manifest
 from export.runtime import infer_with
 from models import metrics
 from models.checkpoint import Checkpoint
@@ -41,22 +42,26 @@ def export_fp32(checkpoint: Checkpoint, folder: Path) -> Manifest:
     ParityError
         ONNX Runtime's pictures differ from torch's by more than 1e-4.
     """
-    net = checkpoint.net.fused()
-    (folder / "model.onnx").write_bytes(graph_of(net))
-    manifest = manifest_of(checkpoint.recipe, net, folder, verify(folder / "model.onnx", net, checkpoint.recipe))
+    net, recipe = checkpoint.net.fused(), checkpoint.recipe
+    path = folder / "model.onnx"
+    path.write_bytes(graph_of(net))
+    weights = sha256_of(folder / "weights.safetensors")
+    manifest = manifest_of(recipe, net, path, "fp32", weights, verify(path, net, recipe))
     write_manifest(manifest, folder / "model.json")
     return manifest
 
 
-def manifest_of(recipe: Recipe, net: Network, folder: Path, verification: Verification) -> Manifest:
-    """The manifest of the FP32 file in a folder."""
+def manifest_of(
+    recipe: Recipe, net: Network, path: Path, precision: Precision, checkpoint_sha256: str, verification: Verification
+) -> Manifest:
+    """The manifest of a file that was made of a network."""
     return Manifest(
         name=recipe.name,
         task=recipe.task,
-        file="model.onnx",
-        sha256=sha256_of(folder / "model.onnx"),
+        file=path.name,
+        sha256=sha256_of(path),
         format="onnx",
-        precision="fp32",
+        precision=precision,
         inputs=(_tensor(INPUT, 1, 1),),
         outputs=tuple(_tensor(name, channels, net.scale) for name, channels in net.outputs),
         scale=net.scale,
@@ -65,7 +70,7 @@ def manifest_of(recipe: Recipe, net: Network, folder: Path, verification: Verifi
         side_multiple_px=net.side_multiple_px,
         pixel_size_nm=round(recipe.pixel_size_nm, 2),
         training_data=" ".join(recipe.description.split()),
-        checkpoint_sha256=sha256_of(folder / "weights.safetensors"),
+        checkpoint_sha256=checkpoint_sha256,
         verify=verification,
     )
 
@@ -75,7 +80,7 @@ def graph_of(net: Network) -> bytes:
 
     Raises
     ------
-    ExportError
+    GraphError
         The exported graph does not pass ONNX's own checks.
     """
     multiple = net.side_multiple_px
@@ -100,22 +105,15 @@ def graph_of(net: Network) -> bytes:
         )
         graph = onnx.load(path)
     _strip(graph)
-    for put, spec in zip(
-        [*graph.graph.input, *graph.graph.output],
-        [_tensor(INPUT, 1, 1), *(_tensor(name, channels, net.scale) for name, channels in net.outputs)],
-        strict=True,
-    ):
+    specs = [_tensor(INPUT, 1, 1), *(_tensor(name, channels, net.scale) for name, channels in net.outputs)]
+    for put, spec in zip([*graph.graph.input, *graph.graph.output], specs, strict=True):
         # The sides under the manifest's names instead of the exporter's expressions.
         for dimension, side in zip(put.type.tensor_type.shape.dim, spec.shape, strict=True):
             if isinstance(side, str):
                 dimension.dim_param = side
             else:
                 dimension.dim_value = side
-    try:
-        onnx.checker.check_model(graph, full_check=True)
-    except onnx.checker.ValidationError as exc:
-        raise ExportError(f"the exported graph is not valid ONNX ({exc}); use the pinned torch release") from exc
-    return bytes(graph.SerializeToString(deterministic=True))
+    return bytes(checked(graph).SerializeToString(deterministic=True))
 
 
 def verify(model: Path, net: Network, recipe: Recipe) -> Verification:
