@@ -1,0 +1,93 @@
+"""The kernels are compiled once for this GPU, and kept; what is missing or wrong is said."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from edge.errors import EngineError
+from tests.cuda.standin import Standin
+
+if TYPE_CHECKING:
+    from edge.engine.cuda.thread import GpuThread
+
+EM_CUDA = 190
+
+
+@pytest.fixture
+def kernels(standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, with an empty cache folder."""
+    from edge.engine.cuda import kernels
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return kernels
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "one.cu"
+    path.write_text('extern "C" __global__ void prepare_one(float* out) { *out = 1.0f; }\n')
+    return path
+
+
+def test_a_source_is_compiled_once_for_each_gpu_and_again_when_it_changes(kernels: Any, source: Path) -> None:
+    cache = source.parent / "cache" / "superlens" / "kernels"
+    cubin = kernels.compiled(source, "sm_87")
+    assert cubin[:4] == b"\x7fELF"
+    assert int.from_bytes(cubin[18:20], "little") == EM_CUDA
+    (kept,) = cache.iterdir()
+    assert kept.name.startswith("one-")
+    assert kept.name.endswith("-sm_87-cuda12.6.cubin")
+    kept.write_bytes(b"kept")
+    assert kernels.compiled(source, "sm_87") == b"kept"
+    assert kernels.compiled(source, "sm_80") not in (b"kept", cubin)
+    source.write_text(source.read_text().replace("1.0f", "2.0f"))
+    assert kernels.compiled(source, "sm_87") not in (b"kept", cubin)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_nothing_more(
+    kernels: Any, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (source.parent / "cache").write_text("a file where a folder should be")
+    with caplog.at_level(logging.WARNING):
+        assert kernels.compiled(source, "sm_87")[:4] == b"\x7fELF"
+    assert "cannot be kept" in caplog.text
+
+
+def test_a_wrong_source_comes_back_with_the_compilers_words(kernels: Any, source: Path) -> None:
+    source.write_text("this is no kernel")
+    with pytest.raises(EngineError, match=r"NVRTC 12\.6 cannot compile one\.cu for sm_87: one\.cu\(1\): error"):
+        kernels.compiled(source, "sm_87")
+
+
+def test_a_gpu_newer_than_the_compiler_is_refused(kernels: Any, source: Path) -> None:
+    with pytest.raises(EngineError, match=r"for sm_110: .*invalid value for --gpu-architecture.*the GPU's driver\?"):
+        kernels.compiled(source, "sm_110")
+
+
+def test_where_there_is_no_compiler_the_package_is_named(
+    kernels: Any, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise RuntimeError('Failure finding "libnvrtc.so.12"')
+
+    monkeypatch.setattr(kernels.nvrtc, "nvrtcVersion", missing)
+    with pytest.raises(EngineError, match=r"no compiler .*libnvrtc\.so.*apt install cuda-nvrtc-12-6"):
+        kernels.compiled(source, "sm_87")
+
+
+def test_a_cubin_that_is_damaged_and_a_kernel_that_is_not_there_are_refused(
+    kernels: Any, source: Path, gpu: GpuThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = gpu.run(lambda: kernels.Kernels(source))
+    with pytest.raises(EngineError, match="there is no kernel prepare_two: CUDA_ERROR_NOT_FOUND"):
+        gpu.run(lambda: loaded.launcher("prepare_two", threads=(32, 1), over_px=(1, 1)))
+    gpu.run(loaded.close)
+    gpu.run(loaded.close)
+    monkeypatch.setattr(kernels, "compiled", lambda *_: bytes(64))
+    with pytest.raises(EngineError, match=r"one\.cu cannot be loaded: CUDA_ERROR_INVALID_IMAGE"):
+        gpu.run(lambda: kernels.Kernels(source))
