@@ -1,5 +1,6 @@
 """A small lab: one specimen seen by both instruments, written as the files a lab has."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -39,6 +40,7 @@ class Lab(NamedTuple):
     matrix: Matrix
 
 
+@functools.lru_cache(maxsize=2)
 def specimen(family: str, seed: int = 1, *, side_px: int, side_shading: float = 0.0) -> Specimen:
     """`side_shading` is the gain of a detector at the side, 0 for one above, that sees all sides alike."""
     fine = 2  # walls are steep: the electron picture is formed on a finer grid
@@ -88,15 +90,26 @@ def error_px(matrix: Matrix, found: Matrix, side_px: int) -> float:
     return float(np.hypot(*((matrix[:2] - found[:2]) @ homogeneous)).max())
 
 
-def write_lab(folder: Path, family: str = "bars", *, side_px: int = 800, scale: float = 1.2, seed: int = 1) -> Lab:
-    """A mosaic and an SEM image with a data bar, as TIFFs that say their pixels (Zeiss's tag for the SEM image)."""
+def write_lab(
+    folder: Path,
+    family: str = "bars",
+    *,
+    side_px: int = 800,
+    scale: float = 1.2,
+    seed: int = 1,
+    pixel_nm: float = OPTICAL_NM,
+) -> Lab:
+    """A mosaic and an SEM image with a data bar, as TIFFs that say their pixels (Zeiss's tag for the SEM image).
+
+    `pixel_nm` is what the files say: another than the optics' is the same scene of a larger specimen.
+    """
     rng = np.random.default_rng(seed)
     seen = specimen(family, seed, side_px=side_px + 440)
     # The SEM's magnification is 2 % off what its file says, as they are.
     matrix = similarity(1.02 * scale, 6.0, (12.0, -9.0), side_px)
-    sem_nm = OPTICAL_NM / scale
+    sem_nm = pixel_nm / scale
     mosaic = np.round(65535 * optical_view(seen, side_px, rng)).astype(np.uint16)
-    tifffile.imwrite(folder / "mosaic.tif", mosaic, resolution=(1e7 / OPTICAL_NM,) * 2, resolutionunit="CENTIMETER")
+    tifffile.imwrite(folder / "mosaic.tif", mosaic, resolution=(1e7 / pixel_nm,) * 2, resolutionunit="CENTIMETER")
     picture = Picture.fromarray(np.round(255 * sem_view(seen, matrix, side_px, rng)).astype(np.uint8))
     bar = side_px - BAR_PX
     draw = ImageDraw.Draw(picture)
@@ -107,14 +120,21 @@ def write_lab(folder: Path, family: str = "bars", *, side_px: int = 800, scale: 
     return Lab(folder / "mosaic.tif", folder / "sem.tif", sem_nm, matrix)
 
 
-def write_marks(path: Path) -> Path:
-    """Rough marks of a person on the SEM image of `write_lab(folder, "leaves", scale=1.0)`: (y, x, half sides)."""
-    discs = [(148, 558, 19, 19), (541, 475, 25, 25), (183, 59, 19, 19), (571, 760, 13, 13), (610, 627, 13, 13)]
-    rods = [(415, 270, 8, 28), (352, 427, 9, 17), (227, 74, 18, 7), (651, 256, 26, 36)]
-    polygons = [
-        {"class": kind, "points_yx": [[y - h, x - w], [y - h, x + w], [y + h, x + w], [y + h, x - w]]}
-        for kind, marks in (("disc", discs), ("rod", rods))
-        for y, x, h, w in marks
-    ]
-    path.write_text(json.dumps({"classes": ["disc", "rod"], "polygons": polygons}))
+def write_marks(path: Path, lab: Lab, family: str, *, side_px: int = 800, seed: int = 1) -> Path:
+    """Rough marks on the SEM image of `write_lab`, as a person draws them: a wide box round each larger body."""
+    canvas, margin = side_px + 440, 220
+    relief = render_relief(family, shape_px=(canvas, canvas), pixel_size_nm=OPTICAL_NM, seed=seed, height_um=0.2)
+    ground = np.median(relief.height_um)
+    from_canvas = lab.matrix @ np.array([[1, 0, -margin], [0, 1, -margin], [0, 0, 1.0]])
+    bodies = (np.abs(relief.height_um - ground) > 0.02).astype(np.uint8)
+    seen = cv2.warpAffine(bodies, from_canvas[:2], (side_px, side_px), flags=cv2.INTER_NEAREST)
+    polygons = []
+    for outline in cv2.findContours(seen, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]:
+        middle, sides, turn = cv2.minAreaRect(outline)
+        box = cv2.boxPoints((middle, (sides[0] + 3, sides[1] + 3), turn))[:, ::-1]
+        inside = box.min() > 0 and box[:, 1].max() < side_px - 1 and box[:, 0].max() < side_px - BAR_PX
+        if inside and min(sides) > 8:
+            kind = "spiny" if max(sides) > 1.5 * min(sides) else "smooth"
+            polygons.append({"class": kind, "points_yx": box.tolist()})
+    path.write_text(json.dumps({"classes": ["spiny", "smooth"], "polygons": polygons}))
     return path
