@@ -62,7 +62,7 @@ def judged(
         An output is not finite, as FP16's is that overflows.
     """
     if not all(np.isfinite(outputs[name]).all() for outputs in found for name in outputs):
-        raise ParityError(f"some outputs are not numbers, by {against}; use another precision")
+        raise ParityError(f"some outputs are not numbers (against {against}); use another precision")
     parity = psnr_db(found, fp32)
     both = list(zip(found, fp32, strict=True))
     grey = [name for name, picture in fp32[0].items() if picture.ndim == 2]

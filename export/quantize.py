@@ -20,7 +20,7 @@ from export.errors import GraphError
 LEVELS = 127  # -128 is not used: symmetric
 # GPUs fill INT8 tensor cores with 32 channels; a narrower layer is no faster in INT8 than in FP16.
 NARROW_CHANNELS = 32
-_SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
+_SMALLEST_SCALE, _LARGEST_SCALE = float(np.finfo(np.float16).tiny), float(np.finfo(np.float16).max)
 
 
 class Scheme(NamedTuple):
@@ -158,10 +158,10 @@ def _weights(
 def _scale(largest: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
     """The step between levels, rounded up to a number that FP16 has too: one set of scales for both files."""
     exact = np.maximum(np.asarray(largest, np.float32) / np.float32(LEVELS), np.float32(_SMALLEST_SCALE))
+    if not (exact <= _LARGEST_SCALE).all():
+        raise GraphError(f"a value of {np.max(largest):.3g} is beyond the range of INT8 with FP16 scales")
     near = exact.astype(np.float16)
     up = np.where(near.astype(np.float32) < exact, np.nextafter(near, np.float16(np.inf)), near)
-    if not np.isfinite(up).all():
-        raise GraphError(f"a value of {np.max(largest):.3g} is beyond the range of INT8 with FP16 scales")
     return np.asarray(up, np.float32)
 
 
