@@ -107,7 +107,7 @@ def fall_back(job: Job, reason: str, *, load: Load = load_plan) -> tuple[Engine,
 
 
 def stored_choice(job: Job) -> Choice:
-    """The choice that was made before, every key still what it was and its plan in order. Takes no time.
+    """The choice that was made before, every key still what it was and its plan in order. Measures nothing.
 
     Raises
     ------

@@ -80,6 +80,11 @@ class TensorRtEngine:
             closing.callback(self._gpu.run, self._loop.close)
             self._closing = closing.pop_all()
 
+    @property
+    def captured(self) -> bool | None:
+        """Whether a frame replays a CUDA graph; None before :meth:`allocate`."""
+        return self._loop.captured
+
     def allocate(self, slots: int) -> FramePool:
         """``slots`` frames in memory that both the camera and the GPU see."""
         return self._gpu.run(lambda: self._loop.allocate(slots))

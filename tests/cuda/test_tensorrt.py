@@ -108,7 +108,7 @@ def test_a_slots_launches_are_recorded_with_the_network_among_them(
     engine = load_plan(job, "fp16", job.plans)
     opened.append(engine)
     pool = engine.allocate(3)
-    assert engine._loop.captured is True  # type: ignore[attr-defined]
+    assert engine.captured is True  # type: ignore[attr-defined]
     before = standin.calls("cuLaunchKernel")
     for level in (100, 2000, 4000):
         slot = pool.acquire(timeout_s=0)
