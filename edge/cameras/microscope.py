@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 TRAVEL_UM = 100.0
 LENS_NA, LENS_MAGNIFICATION = 0.4, 20.0
 """The objective of the neural lens (Grant-Jacob et al. 2019)."""
+SMALLEST_FIELD_PX = 256
 GRAINS_PER_UM2 = 6e-4
 """Pollen: some four grains in a field of 85 um, the width of the paper's picture."""
 RADIUS_UM, SPIKE_UM, SPIKES, ALBEDO = (6.2, 10.0), (5.3, 1.85), (14, 22), (0.55, 0.7)
@@ -90,7 +91,8 @@ def fitted(config: Config, manifest: Manifest) -> Config:
     """The configuration with the microscope that the model was trained for.
 
     It is left as it is where the camera is no simulated one, or where it says anything about optics or pixel size: what
-    somebody declared is checked against the model, never replaced.
+    somebody declared is checked against the model, never replaced. A neural lens sees the field it was trained on: its
+    networks halve the picture until one pixel is left, so a larger one would be several fields side by side.
     """
     declared = (
         config.optics.model_fields_set
@@ -113,10 +115,13 @@ def fitted(config: Config, manifest: Manifest) -> Config:
     else:
         return config
     log.info("the simulated microscope is the one of %s: %s", manifest.name, microscope(optics_of(optics)))
-    sphere = config.sphere
+    camera, sphere = config.camera, config.sphere
     if optics.microscope == "objective" and "field_um" not in sphere.model_fields_set:
         sphere = sphere.model_copy(update={"field_um": None})  # no sphere, no disc: the whole frame is usable
-    return config.model_copy(update={"optics": optics, "sphere": sphere})
+    if manifest.task == "neural-lens" and "shape_px" not in camera.model_fields_set:
+        side_px = manifest.side_multiple_px * math.ceil(SMALLEST_FIELD_PX / manifest.side_multiple_px)
+        camera = camera.model_copy(update={"shape_px": (side_px, side_px)})
+    return config.model_copy(update={"camera": camera, "optics": optics, "sphere": sphere})
 
 
 def optics_of(config: OpticsConfig) -> Optics:

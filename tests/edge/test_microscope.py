@@ -41,6 +41,13 @@ def test_a_neural_lens_looks_through_the_objective_it_was_trained_for(lens: Mani
     assert found.sphere.field_um is None
 
 
+@pytest.mark.parametrize(("multiple_px", "side_px"), [(256, 256), (1024, 1024), (64, 256), (96, 288)])
+def test_a_neural_lens_sees_one_field(lens: Manifest, multiple_px: int, side_px: int) -> None:
+    model = lens.model_copy(update={"side_multiple_px": multiple_px})
+    assert fitted(Config(), model).camera.shape_px == (side_px, side_px)
+    assert fitted(config(), model).camera.shape_px == (64, 96), "what somebody declared is checked, not replaced"
+
+
 def test_what_the_default_sphere_fits_is_left_as_it_is(identity_bundle: Path) -> None:
     assert fitted(config(), load_bundle(identity_bundle).manifest()) == config()
 

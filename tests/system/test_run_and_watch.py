@@ -227,7 +227,7 @@ def test_the_output_that_is_chosen_on_the_page_is_what_everybody_sees(
     until(lambda: label()[2:3] == ["colour"] and looks("colour"))
     assert page.locator("#output option").all_inner_texts() == ["enhanced", "inverted", "colour"]
     files = [Path(path) for path in box.post("/api/snapshot")["paths"]]
-    assert [tifffile.imread(file).shape for file in files] == [(512, 512)] * 3 + [(512, 512, 3)]
+    assert [tifffile.imread(file).shape for file in files] == [(256, 256)] * 3 + [(256, 256, 3)]
     assert [file.name.split("_")[1:-1] for file in files] == [
         *(["raw"], ["enhanced", "enhanced"], ["enhanced", "inverted"], ["enhanced", "colour"])
     ]
