@@ -26,9 +26,27 @@ def gradient_l1(output: Tensor, truth: Tensor) -> Tensor:
     return error.diff(dim=-2).abs().mean() + error.diff(dim=-1).abs().mean()
 
 
-def enhancement_loss(output: Tensor, truth: Tensor, *, gradient_weight: float = 0.5, epsilon: float = 1e-3) -> Tensor:
-    """Charbonnier + `gradient_weight` x gradient L1 of two (n, 1, h, w) batches."""
-    return charbonnier(output, truth, epsilon) + gradient_weight * gradient_l1(output, truth)
+def uneven_l1(output: Tensor, truth: Tensor, size_px: int = 16) -> Tensor:
+    """Mean absolute error of the means over squares of `size_px`, less the picture's own error of brightness.
+
+    What is left of vignette and lamp: the brightness of a whole picture cannot be known, its evenness can. (n, 1, h, w)
+    of at least twice `size_px`.
+    """
+    error = functional.avg_pool2d(output - truth, size_px)
+    return (error - error.mean((-2, -1), keepdim=True)).abs().mean()
+
+
+def enhancement_loss(
+    output: Tensor,
+    truth: Tensor,
+    *,
+    gradient_weight: float = 0.5,
+    evenness_weight: float = 0.0,
+    epsilon: float = 1e-3,
+) -> Tensor:
+    """Charbonnier + `gradient_weight` x gradient L1 + `evenness_weight` x uneven L1 of two (n, 1, h, w) batches."""
+    loss = charbonnier(output, truth, epsilon) + gradient_weight * gradient_l1(output, truth)
+    return loss + evenness_weight * uneven_l1(output, truth) if evenness_weight else loss
 
 
 def gan_loss(kind: GanLoss, prediction: Tensor, real: bool) -> Tensor:

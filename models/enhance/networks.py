@@ -63,13 +63,14 @@ class Illumination(nn.Module):
 
     def __init__(self, features: int = 16) -> None:
         super().__init__()
+        # Leaky: with plain ReLU all features were found dead after training, and the branch a constant.
         self.local = nn.Sequential(
             nn.Conv2d(1, features, 3, padding=1),
-            nn.ReLU(),
+            nn.LeakyReLU(0.1),
             nn.Conv2d(features, features, 3, padding=2, dilation=2),
-            nn.ReLU(),
+            nn.LeakyReLU(0.1),
             nn.Conv2d(features, features, 3, padding=4, dilation=4),
-            nn.ReLU(),
+            nn.LeakyReLU(0.1),
         )
         # One 1x1 convolution over the local features and the frame's mean, as a sum, so that nothing is expanded.
         self.mix = nn.Conv2d(features, 2, 1)

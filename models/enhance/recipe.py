@@ -19,9 +19,10 @@ class EnhancePairs(PairsSection):
 
 
 class LossSection(Section):
-    """Charbonnier (of that epsilon) plus so much of the gradients' L1."""
+    """Charbonnier (of that epsilon) plus so much of the gradients' L1, and of the L1 of what is uneven."""
 
     gradient_weight: float = Field(default=0.5, ge=0)
+    evenness_weight: float = Field(default=0.0, ge=0)
     epsilon: float = Field(default=0.05, gt=0)
 
 

@@ -63,9 +63,7 @@ class EnhanceTrainee:
         return {
             "loss": update(
                 "enhancer",
-                enhancement_loss(
-                    output.float(), batch["truth"], gradient_weight=loss.gradient_weight, epsilon=loss.epsilon
-                ),
+                enhancement_loss(output.float(), batch["truth"], **loss.model_dump()),
             )
         }
 

@@ -12,6 +12,7 @@ if os.environ.get("CI") != "true":
     pytest.importorskip("torch", reason="needs the extra [export]")
     pytest.importorskip("onnxruntime", reason="needs the extra [export]")
 
+import torch
 from click.testing import CliRunner
 from scipy.ndimage import zoom
 
@@ -22,6 +23,7 @@ from export.runtime import infer_with
 from models import metrics
 from models.checkpoint import load_checkpoint
 from models.enhance.data import heldout
+from models.enhance.networks import RTNet
 from models.recipe import read_recipe
 
 MODELS = Path(models.__file__).parent
@@ -77,6 +79,21 @@ def test_the_default_network_beats_the_input_and_the_best_classical_method() -> 
     assert report["epi"]["output"] >= 0.45
     assert report["ssim"]["output"] > report["ssim"]["input"]
     assert report["background_std"]["output"] <= report["background_std"]["input"]
+
+
+@pytest.mark.parametrize("name", ["enhance-rt", "enhance-rt-x2"])
+def test_the_light_of_an_empty_field_is_evened_out(name: str) -> None:
+    """By the illumination branch, which once had learned to death: a constant, whatever the picture."""
+    net = load_checkpoint(MODELS / "zoo" / name / "weights.safetensors").net
+    assert isinstance(net, RTNet)
+    assert net.illumination is not None
+    ramp = np.linspace(0.4, 0.7, 256, dtype=np.float32)
+    falling = torch.from_numpy(np.tile(ramp, (256, 1)))[None, None]
+    with torch.inference_mode():
+        gain, offset = net.illumination(falling).chunk(2, 1)
+        evened, made = falling * (1 + gain) + offset, net(falling)
+    assert float(evened.std()) < 0.4 * float(falling.std())
+    assert float(made.std()) < 0.6 * float(falling.std())
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.losses import contextual_loss, gan_loss, patch_features
+from models.losses import contextual_loss, enhancement_loss, gan_loss, patch_features, uneven_l1
 
 
 def picture(seed: int, size_px: int = 48) -> Tensor:
@@ -81,3 +81,15 @@ def test_the_contextual_loss_has_gradients_also_where_pictures_agree() -> None:
     contextual_loss(patch_features(x), patch_features(picture(1))).backward()
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
+
+
+def test_only_what_is_uneven_over_a_picture_is_unevenness() -> None:
+    truth = picture(1, 96)
+    assert uneven_l1(truth + 0.2, truth).item() == pytest.approx(0, abs=1e-6), "brightness"
+    stripes = torch.arange(96).remainder(2).float() * 0.2
+    assert uneven_l1(truth + stripes, truth).item() == pytest.approx(0, abs=1e-6), "detail"
+    # A ramp of 0.6 has means of squares at -0.25 ... 0.25 in steps of 0.1: 0.15 on average.
+    ramp = (torch.arange(96) + 0.5) / 96 * 0.6
+    assert uneven_l1(truth + ramp, truth).item() == pytest.approx(0.15)
+    plain, with_evenness = (enhancement_loss(truth + ramp, truth, evenness_weight=w).item() for w in (0.0, 2.0))
+    assert with_evenness == pytest.approx(plain + 0.3)

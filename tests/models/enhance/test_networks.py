@@ -88,7 +88,7 @@ def test_branches_summed_in_weight_space_are_the_same_function() -> None:
 
 def test_the_fused_network_has_plain_convolutions_only() -> None:
     kinds = {type(module).__name__ for module in wild().fused().modules()}
-    assert kinds == {"RTNet", "Illumination", "Sequential", "ModuleList", "Conv2d", "ReLU"}
+    assert kinds == {"RTNet", "Illumination", "Sequential", "ModuleList", "Conv2d", "LeakyReLU"}
 
 
 def test_attention_turns_maps_and_places_down() -> None:
