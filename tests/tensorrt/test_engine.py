@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 from edge.devices import Engine
-from edge.engine import load_engine
+from edge.engine import find_bundle, load_engine
+from edge.engine.builder import Job, default_plans
+from edge.engine.measure import pictures_of
 from edge.engine.onnxruntime import OnnxRuntimeEngine
 from edge.engine.prepare import Counts
-from edge.engine.tensorrt import TensorRtEngine, default_plans
+from edge.engine.select import load_plan
+from edge.engine.tensorrt import TensorRtEngine
 from edge.errors import ConfigError, EngineError
 from export.build_engine import Request, build
 from export.manifest import Bundle, Precision, load_bundle
@@ -97,6 +100,23 @@ def test_it_gives_what_onnx_runtime_gives(
         pictures.append(engine.infer(slot)["enhanced"].copy())
     np.testing.assert_array_equal(*pictures)
     assert pictures[0].max() == round(0.8 * 255)
+
+
+@pytest.mark.parametrize("name", ["enhance-rt", "enhance-rt-x2"])
+def test_a_model_of_the_zoo_gives_what_onnx_runtime_gives(
+    fake_tensorrt: Callable[..., Any], host_loop: None, plans: Path, name: str
+) -> None:
+    fake_tensorrt()
+    job = Job(find_bundle(name), Counts((64, 72), "mono16", 12), plans)
+    make_plan(job.bundle, "fp32", job.shape_px, plans)
+    frame = np.random.default_rng(1).integers(0, 4096, job.shape_px, np.uint16)
+    ours = load_plan(job, "fp32", plans)
+    reference = load_engine(
+        job.bundle, frame_shape_px=(64, 72), pixel_format="mono16", bit_depth=12, backend="onnxruntime"
+    )
+    pictures = [pictures_of(engine, frame)["enhanced"].astype(int) for engine in (ours, reference)]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    assert pictures[0].std() > 100
 
 
 @pytest.mark.parametrize(
