@@ -19,6 +19,7 @@
 #include <time.h>
 
 enum { POISON = 0xCD, REDZONE = 256, MOST_ARGUMENTS = 256 };
+static const size_t TOTAL = (size_t)8 << 30;  // bytes of memory, as it says
 
 // ---- What every call goes through: the lock, its count, a fault that was asked for, the context -----------------------
 
@@ -76,6 +77,12 @@ static void* new_block(size_t size, enum kind kind, unsigned flags) {
   return b->start;
 }
 
+static size_t available(void) {
+  size_t left = TOTAL;
+  for (struct block* b = blocks; b; b = b->next) left -= b->size;
+  return left;
+}
+
 static bool free_block(const void* start, enum kind kind) {
   for (struct block** b = &blocks; *b; b = &(*b)->next)
     if ((*b)->start == start && (*b)->kind == kind) {
@@ -103,12 +110,14 @@ static void look_for_wild_writes(void) {
 CUresult cuMemAlloc(CUdeviceptr* address, size_t size) {
   NOT_WHILE_RECORDING;
   if (!size) return CUDA_ERROR_INVALID_VALUE;
+  if (size > available()) return CUDA_ERROR_OUT_OF_MEMORY;
   *address = (CUdeviceptr)new_block(size, DEVICE, 0);
   return CUDA_SUCCESS;
 }
 CUresult cuMemHostAlloc(void** address, size_t size, unsigned flags) {
   NOT_WHILE_RECORDING;
   if (!size) return CUDA_ERROR_INVALID_VALUE;
+  if (size > available()) return CUDA_ERROR_OUT_OF_MEMORY;
   *address = new_block(size, PINNED, flags);
   return CUDA_SUCCESS;
 }
@@ -126,11 +135,10 @@ CUresult cuMemHostGetFlags(unsigned* flags, void* host) {
   *flags = b->flags;
   return CUDA_SUCCESS;
 }
-CUresult cuMemGetInfo(size_t* available, size_t* total) {
+CUresult cuMemGetInfo(size_t* left, size_t* total) {
   ENTER;
-  *total = (size_t)8 << 30;
-  *available = *total;
-  for (struct block* b = blocks; b; b = b->next) *available -= b->size;
+  *left = available();
+  *total = TOTAL;
   return CUDA_SUCCESS;
 }
 
@@ -425,7 +433,7 @@ CUresult cuDriverGetVersion(int* version) { COUNT; *version = CUDA_VERSION; retu
 CUresult cuDeviceGetCount(int* count) { COUNT; *count = devices; return CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice* device, int ordinal) { COUNT; *device = ordinal; return ordinal < devices ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE; }
 CUresult cuDeviceGetName(char* name, int size, CUdevice device) { COUNT; (void)device; snprintf(name, size, "CPU stand-in"); return CUDA_SUCCESS; }
-CUresult cuDeviceTotalMem(size_t* size, CUdevice device) { COUNT; (void)device; *size = (size_t)8 << 30; return CUDA_SUCCESS; }
+CUresult cuDeviceTotalMem(size_t* size, CUdevice device) { COUNT; (void)device; *size = TOTAL; return CUDA_SUCCESS; }
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice device) {
   COUNT;
   (void)device;

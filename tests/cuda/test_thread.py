@@ -147,6 +147,17 @@ def test_where_pycuda_is_not_installed_the_extra_is_named(monkeypatch: pytest.Mo
         GpuThread()
 
 
+def test_whatever_goes_wrong_at_the_start_reaches_the_caller(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge.engine.cuda import thread
+
+    def fails(device: int) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(thread, "_open", fails)
+    with pytest.raises(ZeroDivisionError):
+        thread.GpuThread()
+
+
 def test_a_driver_without_a_gpu_or_without_that_one_says_so(standin: Standin) -> None:
     from edge.engine.cuda.thread import GpuThread
 

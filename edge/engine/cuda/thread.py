@@ -48,11 +48,11 @@ class GpuThread:
         self._lock = threading.Lock()
         self._closed = False
         self._finished = threading.Event()
-        opened: Future[str] = Future()
+        opened: Future[tuple[Any, str]] = Future()
         # A daemon: a driver that hangs, or a frame somebody keeps, must not keep the process from ending.
         self._thread = threading.Thread(target=self._own, args=(device, opened), name="gpu", daemon=True)
         self._thread.start()
-        self.device_name = opened.result()
+        _, self.device_name = opened.result()
 
     @staticmethod
     def current() -> GpuThread:
@@ -113,15 +113,13 @@ class GpuThread:
         if not self._finished.wait(CLOSE_TIMEOUT_S):
             log.error("the GPU has not answered for %g s: its thread is left behind", CLOSE_TIMEOUT_S)
 
-    def _own(self, device: int, opened: Future[str]) -> None:
-        try:
-            context, name = _open(device)
-        except EngineError as exc:
-            opened.set_exception(_without_locals(exc))
+    def _own(self, device: int, opened: Future[tuple[Any, str]]) -> None:
+        _answer(lambda: _open(device), opened)
+        if opened.exception() is not None:
             return
+        context, _ = opened.result()
         _local.owner = self
         try:
-            opened.set_result(name)
             while not self._finished.is_set() or self._lent:
                 call = self._calls.get()
                 if call is None:
