@@ -132,10 +132,9 @@ def build_in_child(
     if cancelled.is_set() and code != 0:
         raise CancelledBuildError("The build was cancelled; the plans are as they were.")
     if code < 0:
-        raise PlanError(
-            f"The builder was ended by {signal.Signals(-code).name}: as a rule the memory was full (see dmesg). Close "
-            "other programs, or take smaller frames."
-        )
+        memory = " As a rule the memory was full (see dmesg): close other programs, or take smaller frames."
+        name = signal.Signals(-code).name
+        raise PlanError(f"The builder was ended by {name}; its log says more.{memory if name == 'SIGKILL' else ''}")
     if code != 0:
         raise PlanError(problem or f"The builder ended with code {code}; its log says why.")
 
