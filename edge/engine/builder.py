@@ -160,7 +160,7 @@ def _events(child: subprocess.Popen[bytes], cancelled: threading.Event) -> Itera
                 return
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
-                try:
+                if line.startswith(b'{"event":'):
                     yield json.loads(line)
-                except ValueError:  # a library that prints
+                else:  # a library that prints
                     log.info("builder: %s", line.decode(errors="replace"))
