@@ -159,7 +159,7 @@ def _build_wheel(path: Path, root: Path) -> None:
         (source / "siteconf.py").write_text(
             f"CUDA_ROOT = {str(root)!r}\nCUDA_ENABLE_CURAND = False\nCUDADRV_LIB_DIR = [{name!r}]\n"
         )
-        _run("nice", *pip, "wheel", "--no-deps", "--wheel-dir", str(path), str(source))
+        _run(*pip, "wheel", "--no-deps", "--wheel-dir", str(path), str(source))
 
 
 def _into(path: Path, make: object) -> None:

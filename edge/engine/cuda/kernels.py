@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,10 @@ LAYOUTS: Mapping[str, Layout] = {
     "bayer_bg8": Layout(np.uint8, 8, np.uint8),
     "rgb8": Layout(np.uint8, 24, np.uint8),
 }
-"""By the name in GenICam's Pixel Format Naming Convention, in lower case; each has a kernel ``prepare_<name>``."""
+"""By the name in GenICam's Pixel Format Naming Convention, in lower case; each has a kernel ``prepare_<name>``.
+
+Of colour the network, which takes one channel, is given the green; kernels.cu says why.
+"""
 
 
 def layout_of(counts: Counts) -> Layout:
@@ -85,9 +89,9 @@ def layout_of(counts: Counts) -> Layout:
 def slot_shape(counts: Counts) -> tuple[int, ...]:
     """Of a slot: (height, width), (height, width, 3) in colour, (height, bytes of a row) where pixels are packed."""
     height, width = counts.shape_px[:2]
-    if counts.pixel_format == "rgb8":  # type: ignore[comparison-overlap]
-        return height, width, 3
     layout = layout_of(counts)
+    if layout.bits == 24:
+        return height, width, 3
     return height, -(-width * layout.bits // (8 * np.dtype(layout.slot).itemsize))
 
 
@@ -134,13 +138,16 @@ class Kernels:
 def compiled(source: Path, architecture: str) -> bytes:
     """The cubin of ``source`` for ``architecture`` ("sm_87"), compiled at its first use on this machine.
 
-    It is kept in the user's cache folder, under a name that changes with the source, its options, the architecture and
-    the compiler. Where that folder cannot be written, each start compiles anew (about a second).
+    It is kept in the service's cache folder where systemd gives one, else the user's, under a name that changes with
+    the source, its options, the architecture and the compiler. Where it cannot be written, each start compiles anew,
+    which takes about a second.
     """
     version = _nvrtc_version()
     text = source.read_bytes()
     key = hashlib.sha256(b"\0".join([text, *map(str.encode, OPTIONS)])).hexdigest()[:16]
-    folder = platformdirs.user_cache_path("superlens", appauthor=False) / "kernels"
+    service = os.environ.get("CACHE_DIRECTORY")
+    cache = Path(service.split(":")[0]) if service else platformdirs.user_cache_path("superlens", appauthor=False)
+    folder = cache / "kernels"
     path = folder / f"{source.stem}-{key}-{architecture}-cuda{version}.cubin"
     if path.is_file():
         return path.read_bytes()
