@@ -123,6 +123,17 @@ def random(
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The zip file.")
+def package(bundle: Path, out: Path) -> None:
+    """Write BUNDLE's FP32 network as a bioimage.io package, which other microscopy programs read."""
+    with _one_clear_error():
+        from export.package import package as pack
+
+        pack(load_bundle(bundle), out)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--data",
     default="synthetic:heldout",
