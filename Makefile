@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The floor of the appliance is JetPack 6's Python 3.10; JetPack 7 brings 3.12.
 FLOORS := 3.10 3.12
 
-.PHONY: run test check bench docs zoo install install-dev system-packages edge-pythons format clean
+.PHONY: run test check bench docs zoo install install-dev system-packages gpu-standins edge-pythons format clean
 
 # The appliance alone: small, no torch. Training, export and the tools of the developers come on top of it.
 install: $(VENV)/.appliance
@@ -24,7 +24,7 @@ $(VENV)/.dev: $(VENV)/.appliance
 run: install
 	$(BIN)/superlens run
 
-test: install-dev system-packages
+test: install-dev system-packages gpu-standins
 	$(BIN)/pytest
 	$(MAKE) --no-print-directory edge-pythons
 
@@ -57,6 +57,12 @@ format: install-dev
 # The browser of the page's tests. Installed when we may; otherwise those tests say what is missing (in CI they fail).
 system-packages:
 	@sh .ci/system-packages
+
+# What the GPU path is tested on where there is no GPU: TensorRT's own bindings without TensorRT, and real pycuda and
+# cuda-bindings over a libcuda that is a CPU. Without gcc and nvcc those tests say what is missing (in CI they fail).
+gpu-standins: install-dev
+	$(BIN)/python tests/tensorrt/bindings.py install
+	$(BIN)/python -m tests.cuda.standin
 
 # The fast tests of the appliance and the bridge on the Pythons of JetPack 6 and 7, without torch installed.
 edge-pythons: $(FLOORS:%=edge-python-%)
