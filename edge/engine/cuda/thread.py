@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import queue
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -191,23 +190,32 @@ def _give_back(context: Any) -> None:
     context.detach()
 
 
-@contextlib.contextmanager
-def explained(doing: str) -> Iterator[None]:
+class explained:  # noqa: N801 - reads as what it does: with explained("..."):
     """Raise what pycuda raises inside as an :class:`EngineError`: ``doing``, the driver's words, and what to do."""
-    import pycuda.driver as cuda
 
-    try:
-        yield
-    except cuda.MemoryError as exc:
-        raise EngineError(
-            f"{doing}: {exc}. {_free_memory()} Close what else uses the GPU, or use a smaller model or frame."
-        ) from exc
-    except cuda.Error as exc:
-        raise EngineError(f"{doing}: {exc}.{_advice()}") from exc
+    # No generator of contextlib: up to Python 3.12 that ties the error, and so the caller's frames, into a knot.
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if exc is None:
+            return
+        import pycuda.driver as cuda
+
+        if isinstance(exc, cuda.MemoryError):
+            raise EngineError(
+                f"{self._doing}: {exc}. {_free_memory()} Close what else uses the GPU, or use a smaller model or frame."
+            ) from exc
+        if isinstance(exc, cuda.Error):
+            raise EngineError(f"{self._doing}: {exc}.{_advice()}") from exc
 
 
 def checked(result: tuple[Any, ...], doing: str) -> Any:
-    """What a call of cuda-bindings' driver returned, or an :class:`EngineError` as :func:`explained` raises it."""
+    """What a call of cuda-bindings' driver returned, or an :class:`EngineError` as :class:`explained` raises it."""
     error, *values = result
     if error:
         raise EngineError(f"{doing}: {error.name}.{_advice()}")
