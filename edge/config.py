@@ -130,7 +130,8 @@ class EngineConfig(_Section):
     model: str = "enhance-rt"  # a bundle's folder, or the name of one that ships in models/zoo
     backend: Literal["openvino", "onnxruntime", "tensorrt"] = "openvino"
     fallback: Literal["openvino"] | None = None  # runs, and says so, where TensorRT does not; None: that is an error
-    precision: Literal["fp32"] = "fp32"  # of the model file; the arithmetic of the back end is `hint`
+    precision: Literal["fp32", "int8"] = "fp32"
+    # of the model file, where the CPU runs it; TensorRT measures what the bundle has, and chooses
     hint: Literal["auto", "bf16", "f32"] = "auto"  # auto: bf16 where the processor has it, else f32
     show: str | None = None  # which of the model's outputs is on view and goes into scans; None: its first
 

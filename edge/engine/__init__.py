@@ -14,7 +14,7 @@ from edge.config import PIXEL_SIZE_TOLERANCE
 from edge.devices import Engine
 from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
-from edge.frames import DTYPE, PixelFormat
+from edge.frames import LAYOUTS, PixelFormat
 from export.errors import ManifestError
 from export.manifest import Bundle, Manifest, Precision, load_bundle
 
@@ -62,12 +62,25 @@ def manifest_of(bundle: Bundle, precision: Precision) -> Manifest:
     Raises
     ------
     ConfigError
-        It is not in the bundle, or malformed.
+        It is not in the bundle, with the command that makes it; or it is malformed.
     """
+    if precision not in bundle.precisions:
+        raise ConfigError(
+            f"{bundle.name} is not there in {precision}, only in {', '.join(bundle.precisions)}. Choose one of these, "
+            f"or make it: {convert_command(bundle, precision)}"
+        )
     try:
         return bundle.manifest(precision)
     except ManifestError as exc:
         raise ConfigError(str(exc)) from exc
+
+
+def convert_command(bundle: Bundle, precision: Precision) -> str:
+    """What adds a precision to a bundle. INT8 comes in two files, and needs pictures to measure its ranges on."""
+    wanted, data = precision.partition("_")[0], ""
+    if wanted == "int8":
+        data = " --calibration synthetic:calibration"
+    return f"superlens-export convert {bundle.folder} --out {bundle.folder} --precision {wanted}{data}"
 
 
 def model_path(bundle: Bundle, precision: Precision) -> Path:
@@ -141,9 +154,11 @@ def load_engine(
     Parameters
     ----------
     frame_shape_px
-        (height, width); the graph is reshaped to it, because free sizes cost 10-45 % of the speed.
+        (height, width), or with the 3 of rgb8; the graph is reshaped to it, because free sizes cost 10-45 % of the
+        speed.
     pixel_format, bit_depth
-        What a slot holds; full scale is 2**bit_depth - 1 counts.
+        What a slot holds; full scale is 2**bit_depth - 1 counts. Of colour the network is given the green, see
+        `edge.engine.prepare.one_channel`.
     hint
         The arithmetic of the back end; ``auto`` is bf16 where the processor has it, else f32.
     dark, flat
@@ -156,12 +171,14 @@ def load_engine(
     EngineError
         The back end is not installed, or it cannot run the model.
     """
-    storage_bits = 8 * np.dtype(DTYPE[pixel_format]).itemsize
+    storage_bits = LAYOUTS[pixel_format].depth
     if not 1 <= bit_depth <= storage_bits:
         raise ConfigError(
             f"A bit depth of {bit_depth} does not fit {pixel_format}: expected 1 to {storage_bits}. "
             "Leave --bit-depth out, or give the camera's own."
         )
+    if pixel_format == "rgb8" and frame_shape_px[2:] == (3,):
+        frame_shape_px = frame_shape_px[:2]  # of which the network is given one channel
     manifest = manifest_of(bundle, precision)
     path = model_path(bundle, precision)
     check_shape(manifest, frame_shape_px, what="The camera")

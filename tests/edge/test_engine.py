@@ -17,6 +17,7 @@ from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
 from export.manifest import load_bundle
 from tests.contracts import EngineContract
+from tests.tensorrt.models import make_precisions
 
 DEFAULTS: dict[str, Any] = {"frame_shape_px": (32, 48), "pixel_format": "mono8", "bit_depth": 8}
 
@@ -96,6 +97,24 @@ def test_a_model_file_with_a_wrong_hash_is_refused(identity_bundle: Path, tmp_pa
         file.write(b"\0")
     with pytest.raises(ConfigError, match=r"SHA-256.*superlens-export convert"):
         load_engine(load_bundle(bundle), **DEFAULTS)
+
+
+def test_a_precision_that_is_not_in_the_bundle_names_the_command_that_makes_it(identity_bundle: Path) -> None:
+    bundle = load_bundle(identity_bundle)
+    command = rf"superlens-export convert {bundle.folder} --out {bundle.folder} --precision int8 --calibration"
+    with pytest.raises(ConfigError, match=rf"not there in int8, only in fp32.*{command} synthetic:calibration"):
+        load_engine(bundle, **DEFAULTS, precision="int8")
+    with pytest.raises(ConfigError, match=r"--precision fp16$"):
+        load_engine(bundle, **DEFAULTS, precision="fp16")
+
+
+def test_openvino_runs_the_int8_file_where_the_bundle_has_it(tmp_path: Path) -> None:
+    bundle = load_bundle(make_precisions(tmp_path / "two", {"int8": 0.5}))
+    engine = load_engine(bundle, **DEFAULTS, precision="int8", hint="f32")
+    slot = engine.allocate(1).acquire(timeout_s=0)
+    slot[:] = 100
+    assert (engine.manifest.precision, engine.precision) == ("int8", "f32")
+    np.testing.assert_array_equal(engine.infer(slot)["enhanced"], 50)
 
 
 def test_a_model_that_is_not_there_lists_those_that_are() -> None:
