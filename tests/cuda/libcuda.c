@@ -44,7 +44,7 @@ static CUresult counted(const char* function) {
   return call >= p->fail_after && call < p->fail_until ? p->fail_with : CUDA_SUCCESS;
 }
 
-struct CUctx_st { int retained; } primary;
+static struct CUctx_st { int retained; } primary;
 static __thread CUcontext stack[16];
 static __thread int depth;
 static __thread struct CUgraph_st* recording;  // of this thread: spoiled by what may not be called meanwhile
@@ -493,6 +493,9 @@ CUresult cuGetProcAddress(const char* symbol, void** function, int version, cuui
   if (status) *status = *function ? CU_GET_PROC_ADDRESS_SUCCESS : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
   return *function ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
 }
+
+// NVRTC 13 asks for NVIDIA's unpublished functions, and takes it that there is an answer.
+CUresult cuGetExportTable(const void** table, const CUuuid* id) { (void)id; *table = NULL; return CUDA_ERROR_NOT_FOUND; }
 
 // ---- For the tests ------------------------------------------------------------------------------------------------------
 
