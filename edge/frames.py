@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,63 @@ from numpy.typing import NDArray
 from edge.errors import CameraTimeoutError
 from firmware_bridge.pzt import PositionUm
 
-PixelFormat = Literal["mono8", "mono16"]
-"""What a camera delivers. Packed and Bayer formats arrive with the cameras that speak them."""
+PixelFormat = Literal[
+    "mono8", "mono10p", "mono12p", "mono16", "bayer_rg8", "bayer_gr8", "bayer_gb8", "bayer_bg8", "rgb8"
+]
+"""What a camera delivers, by the name in GenICam's Pixel Format Naming Convention (PFNC 2.4) in lower case.
 
-DTYPE: Mapping[PixelFormat, type[np.uint8] | type[np.uint16]] = {"mono8": np.uint8, "mono16": np.uint16}
+``p`` is packed: a row is a stream of bits, least significant first, and begins on a byte.
+"""
+
+
+class Layout(NamedTuple):
+    """How a format lies in a frame slot: ``bits`` of a pixel there, ``depth`` of one of its counts.
+
+    ``slot`` is the slot's type, ``result`` that of the counts an engine delivers: 16 bits where packed.
+    """
+
+    slot: type[np.uint8] | type[np.uint16]
+    bits: int
+    depth: int
+    result: type[np.uint8] | type[np.uint16]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a pixel may begin inside a byte."""
+        return self.bits % 8 != 0
+
+
+_BYTE = Layout(np.uint8, 8, 8, np.uint8)
+LAYOUTS: Mapping[PixelFormat, Layout] = {
+    "mono8": _BYTE,
+    "mono10p": Layout(np.uint8, 10, 10, np.uint16),
+    "mono12p": Layout(np.uint8, 12, 12, np.uint16),
+    "mono16": Layout(np.uint16, 16, 16, np.uint16),
+    "bayer_rg8": _BYTE,
+    "bayer_gr8": _BYTE,
+    "bayer_gb8": _BYTE,
+    "bayer_bg8": _BYTE,
+    "rgb8": Layout(np.uint8, 24, 8, np.uint8),
+}
+
+DTYPE: Mapping[PixelFormat, type[np.uint8] | type[np.uint16]] = {name: one.slot for name, one in LAYOUTS.items()}
+"""Of a slot."""
+
+
+def slot_shape(pixel_format: PixelFormat, shape_px: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a slot for frames of (height, width): a row is bytes where packed, and rgb8 has its colours last.
+
+    Examples
+    --------
+    >>> slot_shape("mono12p", (4, 5)), slot_shape("mono16", (4, 5)), slot_shape("rgb8", (4, 5))
+    ((4, 8), (4, 5), (4, 5, 3))
+    """
+    height, width = shape_px[:2]
+    layout = LAYOUTS[pixel_format]
+    if layout.packed:
+        return height, -(-width * layout.bits // 8)
+    return (height, width, 3) if pixel_format == "rgb8" else (height, width)
+
 
 SLOT_ALIGNMENT = 64
 """Bytes. A cache line, and what OpenVINO wants of memory it reads in place."""
@@ -41,7 +94,7 @@ class Frame:
 
     Attributes
     ----------
-    pixels : array (height, width), counts; a slot of the pool.
+    pixels : a slot of the pool, as :func:`slot_shape` says: counts of (height, width), packed or coloured.
     index : the camera's own count from 0; a jump is a loss in the camera.
     t_exposure_end_ns : monotonic, the end of the exposure. Latency counts from here.
     position_um : the measured stage position the frame was taken at, or None when there is no stage.

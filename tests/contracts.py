@@ -7,21 +7,39 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge.devices import Camera, Engine, Positioner, Trigger
-from edge.engine.prepare import full_scale
+from edge.engine.prepare import Counts, full_scale, one_channel
 from edge.errors import CameraError, CameraTimeoutError
-from edge.frames import DTYPE, FramePool, aligned_empty
+from edge.frames import DTYPE, LAYOUTS, FramePool, PixelFormat, aligned_empty, slot_shape
 from firmware_bridge.errors import RefusedError
 from firmware_bridge.pzt import PositionUm
 
 
 def pool_for(camera: Camera, slots: int = 3) -> FramePool:
     """A pool of plain memory for a camera under test."""
-    return FramePool([aligned_empty(camera.shape, DTYPE[camera.format]) for _ in range(slots)])
+    shape = slot_shape(camera.format, camera.shape)
+    return FramePool([aligned_empty(shape, DTYPE[camera.format]) for _ in range(slots)])
+
+
+def random_slot(counts: Counts, *, seed: int = 0) -> NDArray[Any]:
+    """A frame as a camera leaves it in a slot, with every count its bit depth has."""
+    rng = np.random.default_rng(seed)
+    layout = LAYOUTS[counts.pixel_format]
+    if not layout.packed:
+        return rng.integers(0, 1 << counts.bit_depth, counts.slot_shape).astype(layout.slot)
+    return packed(rng.integers(0, 1 << counts.bit_depth, counts.shape_px), layout.bits)
+
+
+def packed(counts: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Counts (h, w) as PFNC's packed rows, one bit after the other: the slow way, to be compared with."""
+    stream = (counts[..., np.newaxis] >> np.arange(bits) & 1).astype(np.uint8).reshape(len(counts), -1)
+    return np.packbits(stream, axis=1, bitorder="little")
 
 
 class CameraContract:
@@ -32,8 +50,9 @@ class CameraContract:
         camera.start(pool, exposure_s=0.005, triggered=False)
         frame = camera.next_frame(timeout_s=5)
         assert any(frame.pixels is slot for slot in pool.slots)
-        assert frame.pixels.shape == camera.shape
-        assert int(frame.pixels.max()) <= full_scale(camera.bit_depth)
+        assert frame.pixels.shape == slot_shape(camera.format, camera.shape)
+        counts = one_channel(frame.pixels, camera.format, camera.shape[1])
+        assert int(counts.max()) <= full_scale(camera.bit_depth)
 
     def test_frames_are_numbered_in_order_and_stamped_with_a_growing_time(self, camera: Camera) -> None:
         pool = pool_for(camera)
@@ -147,6 +166,30 @@ class EngineContract:
         expected = np.clip((slot - dark) / flat, 0, 255)
         (output,) = engine.infer(slot).values()
         assert np.abs(output - expected).max() <= 0.5 + 255e-4
+
+    @pytest.mark.parametrize("corrected", [False, True])
+    @pytest.mark.parametrize("pixel_format", LAYOUTS)
+    def test_every_format_is_prepared_as_the_reference_says(
+        self, load: Callable[..., Engine], pixel_format: PixelFormat, corrected: bool
+    ) -> None:
+        rng = np.random.default_rng(2)
+        shape, depth = (21, 43), LAYOUTS[pixel_format].depth
+        limit = full_scale(depth)
+        dark = rng.uniform(0, 0.1 * limit, shape).astype(np.float32) if corrected else None
+        flat = rng.uniform(0.5, 1.5, shape).astype(np.float32) if corrected else None
+        counts = Counts(shape, pixel_format, depth, dark, flat)
+        engine = load(
+            frame_shape_px=shape, pixel_format=pixel_format, bit_depth=depth, hint="f32", dark=dark, flat=flat
+        )
+        pool, reference = engine.allocate(2), np.empty(shape, np.float32)
+        for seed in range(3):
+            slot = pool.acquire(timeout_s=0)
+            slot[:] = random_slot(counts, seed=seed)
+            counts.to_network(slot, reference)
+            (output,) = engine.infer(slot).values()
+            assert output.dtype == LAYOUTS[pixel_format].result
+            assert np.abs(output - reference.clip(0, 1) * limit).max() <= 0.5 + 1e-4 * limit
+            pool.release(slot)
 
     def test_closing_twice_is_harmless(self, load: Callable[..., Engine]) -> None:
         engine = load()

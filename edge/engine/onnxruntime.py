@@ -55,12 +55,12 @@ class OnnxRuntimeEngine:
         for spec in manifest.outputs:
             sides = (height * manifest.scale, width * manifest.scale)
             self._values[spec.name] = aligned_empty((1, spec.channels, *sides), np.float32)
-            self._outputs[spec.name] = aligned_empty((*sides, 3) if spec.channels == 3 else sides, counts.dtype)
+            self._outputs[spec.name] = aligned_empty((*sides, 3) if spec.channels == 3 else sides, counts.result_dtype)
             _bind(self._binding.bind_output, spec.name, self._values[spec.name])
 
     def allocate(self, slots: int) -> FramePool:
         """``slots`` aligned arrays of counts, which :meth:`infer` reads in its prepare pass."""
-        return FramePool([aligned_empty(self._counts.shape_px, self._counts.dtype) for _ in range(slots)])
+        return FramePool([aligned_empty(self._counts.slot_shape, self._counts.dtype) for _ in range(slots)])
 
     def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
         """Prepare, run, turn back to counts."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge.errors import CameraTimeoutError
-from edge.frames import SLOT_ALIGNMENT, FramePool, aligned_empty
+from edge.frames import DTYPE, LAYOUTS, SLOT_ALIGNMENT, FramePool, PixelFormat, aligned_empty, slot_shape
 
 
 @pytest.fixture
@@ -48,3 +48,12 @@ def test_aligned_memory_is_aligned_contiguous_and_of_the_shape(shape: tuple[int,
     assert array.ctypes.data % SLOT_ALIGNMENT == 0
     assert array.flags.c_contiguous
     assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
+
+
+@pytest.mark.parametrize("width", [1, 4, 5, 63])
+@pytest.mark.parametrize("pixel_format", LAYOUTS)
+def test_a_slot_holds_every_bit_of_a_row_and_less_than_a_byte_more(pixel_format: PixelFormat, width: int) -> None:
+    height, *row = slot_shape(pixel_format, (7, width))
+    spare_bits = 8 * int(np.prod(row)) * np.dtype(DTYPE[pixel_format]).itemsize - width * LAYOUTS[pixel_format].bits
+    assert height == 7
+    assert 0 <= spare_bits < 8

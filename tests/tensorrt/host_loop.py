@@ -43,13 +43,14 @@ class HostLoop:
         self._input = _tensor((1, 1, height, width), self.misalign)
         self._tensors = {spec.name: _tensor((1, spec.channels, *sides), self.misalign) for spec in manifest.outputs}
         self._outputs = {
-            spec.name: np.empty((*sides, 3) if spec.channels == 3 else sides, counts.dtype) for spec in manifest.outputs
+            spec.name: np.empty((*sides, 3) if spec.channels == 3 else sides, counts.result_dtype)
+            for spec in manifest.outputs
         }
         tensors = {manifest.inputs[0].name: self._input, **self._tensors}
         executable.bind({name: tensor.ctypes.data for name, tensor in tensors.items()})
 
     def allocate(self, slots: int) -> FramePool:
-        return FramePool([np.zeros(self._counts.shape_px, self._counts.dtype) for _ in range(slots)])
+        return FramePool([np.zeros(self._counts.slot_shape, self._counts.dtype) for _ in range(slots)])
 
     def infer(self, pixels: np.ndarray) -> Mapping[str, np.ndarray]:
         self._counts.to_network(pixels, self._input[0, 0])
