@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +24,9 @@ from firmware_bridge.errors import FirmwareError
 
 if TYPE_CHECKING:
     from edge.daemon import Daemon
+    from edge.engine import Backend
     from edge.web import PageServer
+    from export.manifest import Precision
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ def _config(
     )
 
 
-def _print_json(target: str | None, document: Mapping[str, Any]) -> None:
+def _print_json(target: str | None, document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Write the result where ``--json`` says: a file, or ``-`` for standard output."""
     if target is None:
         return
@@ -383,6 +385,56 @@ def loop(*, viewers: int, windows: int, frames: int, json_path: str | None, **op
         if json_path != "-":
             click.echo(json.dumps(figures, indent=2))
         _print_json(json_path, figures)
+
+
+@bench.command()
+@click.option(
+    "--model", "models", multiple=True, help="Bundle folder or name; may be given several times [enhance-rt]."
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    type=click.Choice(["openvino", "onnxruntime", "tensorrt"]),
+    help="May be given several times [all that are installed].",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["fp32", "fp16", "int8", "int8_fp16"]),
+    help="May be given several times [all that a back end has a use for].",
+)
+@click.option("--shape", "shape_px", type=click.IntRange(16, 8192), nargs=2, metavar="H W", help="Of the frames, px.")
+@click.option("--windows", type=click.IntRange(1, 15), default=5, show_default=True, help="To take the median of.")
+@_json_option
+def engine(
+    *,
+    models: tuple[str, ...],
+    backends: tuple[Backend, ...],
+    precisions: tuple[Precision, ...],
+    shape_px: tuple[int, int] | None,
+    windows: int,
+    json_path: str | None,
+) -> None:
+    """Back ends and precisions side by side, each in turn with its reference."""
+    from edge.bench_engine import bench_engine, print_rows
+
+    with _errors_as_exit_codes():
+        rows, left_out = bench_engine(
+            models or (Config().engine.model,),
+            backends=backends,
+            precisions=precisions,
+            shape_px=shape_px,
+            windows=windows,
+        )
+        for line in left_out:
+            click.echo(f"left out: {line}", err=True)
+        if not rows:
+            raise EdgeError("Nothing of what was asked for can be measured here; see what was left out.")
+        if json_path != "-":
+            print_rows(rows)
+        _print_json(json_path, rows)
 
 
 if __name__ == "__main__":

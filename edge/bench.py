@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +153,8 @@ def bench_loop(config: Config, *, viewers: int, windows: int, frames: int) -> di
         if not isinstance(instrument.camera, SimulatedCamera):
             raise ConfigError("bench loop renders its frames with the simulated camera. Leave --camera out.")
         camera = instrument.camera
-        pictures = _render(instrument, camera)
+        exposure_s = config.camera.exposure_s
+        pictures = render(camera, instrument.pool, exposure_s=exposure_s, frames=DISTINCT_FRAMES)
         memory = MemoryWatch()
         watching = [_start_viewer(daemon, closing) for _ in range(viewers)]
         per_window = max(SETTLED_FRAME, -(-frames // windows))
@@ -187,7 +188,7 @@ def bench_loop(config: Config, *, viewers: int, windows: int, frames: int) -> di
             "windows": len(kept),
             "windows_tried": tried,
             "other_cores": max(window.other_cores for window in kept),
-            "contended": any(window.other_cores > OTHER_WORK_LIMIT_CORES for window in kept),
+            "contended": not all(map(quiet, kept)),
             "viewers": viewers,
             "shape_px": camera.shape,
             "model": instrument.engine.manifest.name,
@@ -207,20 +208,43 @@ def _windows(
     frames: int,
 ) -> tuple[list[Window], int]:
     """Enough undisturbed windows; after MOST_WINDOWS tries the least disturbed ones stand."""
-    windows: list[Window] = []
 
-    def quiet() -> list[Window]:
-        return [window for window in windows if window.other_cores <= OTHER_WORK_LIMIT_CORES]
-
-    while len(quiet()) < wanted and len(windows) < MOST_WINDOWS:
+    def window() -> Window:
         others = OtherWork(watching)
         engine_fps = _bare_fps(instrument, pictures, max(50, frames // 4))
         check = CheckSink(pictures, lossless=True, memory=memory)
         meter = _run(daemon, instrument, RecordedSource(pictures, instrument.pool), check, frames, "lossless")
-        windows.append(Window(engine_fps, meter.fps() or 0.0, others.cores()))
-        log.info("window %d: %s", len(windows), windows[-1])
-    best = sorted(windows, key=lambda window: window.other_cores)[:wanted]
-    return (quiet() if len(quiet()) >= wanted else best), len(windows)
+        return Window(engine_fps, meter.fps() or 0.0, others.cores())
+
+    return undisturbed(window, wanted)
+
+
+class Disturbed(Protocol):
+    """A measurement that knows how many cores others used meanwhile."""
+
+    @property
+    def other_cores(self) -> float:
+        """Mean over the measurement."""
+
+
+_WindowT = TypeVar("_WindowT", bound=Disturbed)
+
+
+def undisturbed(measure: Callable[[], _WindowT], wanted: int) -> tuple[list[_WindowT], int]:
+    """``wanted`` windows in which others did next to nothing, and how many were tried.
+
+    After MOST_WINDOWS tries the least disturbed ones stand, and are called contended.
+    """
+    windows: list[_WindowT] = []
+    while sum(map(quiet, windows)) < wanted and len(windows) < max(MOST_WINDOWS, wanted):
+        windows.append(measure())
+        log.debug("window %d: %.2f cores of other work", len(windows), windows[-1].other_cores)
+    return sorted(windows, key=lambda window: window.other_cores)[:wanted], len(windows)
+
+
+def quiet(window: Disturbed) -> bool:
+    """Whether it counts."""
+    return window.other_cores <= OTHER_WORK_LIMIT_CORES
 
 
 def _bare_fps(instrument: Instrument, pictures: NDArray[Any], frames: int) -> float:
@@ -258,12 +282,12 @@ def _run(
     return meter
 
 
-def _render(instrument: Instrument, camera: SimulatedCamera) -> NDArray[Any]:
-    """The distinct frames, (n, height, width) counts, along a line through the middle of the travel."""
-    camera.start(instrument.pool, exposure_s=instrument.config.camera.exposure_s, triggered=False)
-    pictures = np.empty((DISTINCT_FRAMES, *camera.shape), instrument.pool.dtype)
+def render(camera: SimulatedCamera, pool: FramePool, *, exposure_s: float, frames: int) -> NDArray[Any]:
+    """Distinct frames, (n, height, width) counts, along a line through the middle of the travel."""
+    camera.start(pool, exposure_s=exposure_s, triggered=False)
+    pictures = np.empty((frames, *camera.shape), pool.dtype)
     for index, picture in enumerate(pictures):
-        camera.expose(PositionUm(50 + PATH_UM * (index / DISTINCT_FRAMES - 0.5), 50, 5), picture)
+        camera.expose(PositionUm(50 + PATH_UM * (index / frames - 0.5), 50, 5), picture)
     camera.stop()
     return pictures
 
