@@ -60,6 +60,7 @@ class GainNetwork:
         self.bound: list[dict[str, int]] = []
         self.enqueued = 0
         self.before: Callable[[], None] = lambda: None
+        self.default_stream = False
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         self.bound.append(dict(addresses))
@@ -68,6 +69,7 @@ class GainNetwork:
         self.before()
         self.enqueued += 1
         (addresses,) = self.bound
+        stream = 0 if self.default_stream else stream
         for name in self._outputs:
             values = (addresses["image"], addresses[name], self._pixels, CHANNELS[name], *GAIN[name])
             grid = -(-self._pixels // 128)

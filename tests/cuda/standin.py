@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -98,7 +99,7 @@ def load() -> Standin:
     extension = next(Path(_origin("pycuda")).parent.glob("_driver*.so"))
     wanted = set(re.findall(r" U (cu[A-Z]\w+)", _run("nm", "-D", "--undefined-only", str(extension))))
     source = (HERE / "libcuda.c").read_bytes()
-    key = hashlib.sha256(b"\0".join([source, *map(str.encode, sorted(wanted)), bytes(cuda_root() or "")]))
+    key = hashlib.sha256(b"\0".join([source, *map(str.encode, sorted(wanted)), str(cuda_root()).encode()]))
     path = CACHE / f"libcuda-{key.hexdigest()[:16]}.so"
     if not path.is_file():
         _into(path, lambda new: _compile_libcuda(new, wanted))
@@ -107,7 +108,7 @@ def load() -> Standin:
 
 
 def _compile_libcuda(path: Path, wanted: set[str]) -> None:
-    flags = ["-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{cuda_root()}/include"]
+    flags = ["-fPIC", "-O1", "-Wall", "-Wextra", f"-I{cuda_root()}/include"]
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "libcuda.o"
         _run("gcc", *flags, "-c", str(HERE / "libcuda.c"), "-o", str(made))
@@ -126,7 +127,7 @@ def build_kernels(*sources: Path) -> Path:
     ]
     text = '#include "launch.h"\n' + "".join(f'#include "{source.resolve()}"\n' for source in sources)
     text += "".join(f"HOST_KERNEL({name})\n" for name in names)
-    flags = ["-std=c++17", "-O2", "-Wall", "-Werror", "-ffp-contract=off", "-shared", "-fPIC", f"-I{HERE}"]
+    flags = ["-std=c++17", "-O2", "-Wall", "-ffp-contract=off", "-shared", "-fPIC", f"-I{HERE}"]
     key = hashlib.sha256("\0".join([text, *(file.read_text() for file in (HERE / "launch.h", *sources))]).encode())
     path = CACHE / f"kernels-{key.hexdigest()[:16]}.so"
     if not path.is_file():
@@ -152,22 +153,23 @@ def _build_wheel(path: Path, root: Path) -> None:
         pip = (sys.executable, "-m", "pip", "--quiet")
         _run(*pip, "download", "--no-deps", "--no-binary=pycuda", "--dest", name, f"pycuda=={PYCUDA}")
         with tarfile.open(next(folder.glob("pycuda-*.tar.gz"))) as archive:
-            archive.extractall(folder)
+            archive.extractall(folder, filter="data")
         source = next(entry for entry in folder.glob("pycuda-*") if entry.is_dir())
         # The linker wants a file of that name; which functions there are is found out when the extension is loaded.
         _run("gcc", "-shared", "-fPIC", "-x", "c", "/dev/null", "-o", str(folder / "libcuda.so"))
         (source / "siteconf.py").write_text(
             f"CUDA_ROOT = {str(root)!r}\nCUDA_ENABLE_CURAND = False\nCUDADRV_LIB_DIR = [{name!r}]\n"
+            'CXXFLAGS = ["-O0", "-g0"]\n'  # half the time to compile, and no test is about pycuda's speed
         )
         _run(*pip, "wheel", "--no-deps", "--wheel-dir", str(path), str(source))
 
 
-def _into(path: Path, make: object) -> None:
+def _into(path: Path, make: Callable[[Path], object]) -> None:
     """Make a file or folder beside ``path`` and move it there: whole or not at all, whoever else does the same."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         new = Path(folder) / path.name
-        make(new)  # type: ignore[operator]
+        make(new)
         if not path.exists():
             new.rename(path)
 

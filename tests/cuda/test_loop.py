@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,6 +164,25 @@ class TestCudaLoop(LoopContract):
         slot[...] = 3
         assert (gpu.run(lambda: loop.infer(slot))["enhanced"] == 3).all()
         assert standin.live <= live + 2  # the frames, and the first slot's graph, which close() frees
+
+    def test_a_graph_that_misses_a_launch_is_not_believed(
+        self, gpu: GpuThread, build: Build, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As when a library launches on the default stream, of which a recording one knows nothing."""
+        calls = []
+
+        def before() -> None:
+            calls.append(1)
+            network.default_stream = len(calls) in (2, 3)  # after the warm-up: while the two slots are recorded
+
+        loop, network = build(before=before, outputs=("enhanced", "colour"))
+        pool = gpu.run(lambda: loop.allocate(2))
+        assert loop.captured is False
+        assert re.search(r"one by one: the replay of a frame is up to 2\d\d of 255 counts off", caplog.text)
+        for level, slot in enumerate(pool.slots):
+            assert not slot.any()
+            slot[...] = level + 3
+            assert (gpu.run(lambda slot=slot: loop.infer(slot))["enhanced"] == level + 3).all()  # type: ignore[misc]
 
     def test_a_network_that_refuses_a_frame_is_an_error_not_an_old_result(self, gpu: GpuThread, build: Build) -> None:
         refusing = []

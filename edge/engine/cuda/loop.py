@@ -124,7 +124,7 @@ class CudaLoop:
         self._executable.bind(addresses)
 
     def allocate(self, slots: int) -> FramePool:
-        """``slots`` frames in mapped memory, cleared; the network runs once on one of them, to warm up.
+        """``slots`` frames in mapped memory, cleared; the network runs on one of them, to warm up and to try its graph.
 
         Raises
         ------
@@ -138,7 +138,7 @@ class CudaLoop:
             pixels[...] = 0
             work.append(functools.partial(self._enqueue, address, pixels.strides[0]))
         self._run(work[0])
-        launch = self._record(work) or work
+        launch = self._record(ring.arrays[0], work) or work
         self._launch.update(zip((pixels.ctypes.data for pixels in ring.arrays), launch, strict=True))
         return FramePool(ring.arrays)
 
@@ -187,7 +187,7 @@ class CudaLoop:
             self._done.record(self._stream)
             self._done.synchronize()
 
-    def _record(self, work: Sequence[Callable[[], None]]) -> list[Callable[[], None]] | None:
+    def _record(self, frame: NDArray[Any], work: Sequence[Callable[[], None]]) -> list[Callable[[], None]] | None:
         if not self._graphs:
             self.captured = False
             return None
@@ -196,6 +196,7 @@ class CudaLoop:
             for enqueue in work:
                 graphs.append(Graph(self._stream, enqueue))
                 self._owned.callback(graphs[-1].close)
+            self._prove(frame, work[0], graphs[0].launch)
         except EngineError as exc:
             self._graphs = self.captured = False
             # As text: a log keeps its records, and with the error whatever of pycuda its traceback holds.
@@ -204,6 +205,26 @@ class CudaLoop:
             return None
         self.captured = True
         return [graph.launch for graph in graphs]
+
+    def _prove(self, frame: NDArray[Any], enqueue: Callable[[], None], replay: Callable[[], None]) -> None:
+        """Believe a graph when it gives the picture of a frame that its launches gave, after they had another one.
+
+        What a library launches on a stream of its own is no error while this one records: it is missing afterwards.
+        """
+        full_scale = self._counts.full_scale
+        noise = np.random.default_rng(0).integers(0, 256, frame.nbytes, np.uint8).view(frame.dtype)
+        noise = noise & full_scale if frame.itemsize > 1 else noise
+        frame[...] = noise.reshape(frame.shape)
+        self._run(enqueue)
+        wanted = [picture.astype(np.int32) for picture in self._outputs.values()]
+        frame[...] = 0
+        self._run(enqueue)
+        frame[...] = noise.reshape(frame.shape)
+        self._run(replay)
+        off = max(int(np.abs(found - want).max()) for found, want in zip(self._outputs.values(), wanted, strict=True))
+        frame[...] = 0
+        if off > 0.01 * full_scale:  # not 0: a network may add up in any order
+            raise EngineError(f"the replay of a frame is up to {off} of {full_scale} counts off")
 
 
 def _picture(spec: TensorSpec, sides: tuple[int, int]) -> tuple[int, ...]:
