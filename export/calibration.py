@@ -230,7 +230,9 @@ def _session(
     names = list(values)
     if peaks:
         names = [f"{value}/peak" for value in values]
-        for value, peak in zip(values, names, strict=True):
+        # Backwards: ONNX Runtime works towards the last node first, so each peak is taken, and its value let go, as
+        # soon as it is there. The other way round all values of the network are held until its end.
+        for value, peak in zip(reversed(values), reversed(names), strict=True):
             looked_at.graph.node.append(helper.make_node("Abs", [value], [f"{value}/abs"]))
             looked_at.graph.node.append(helper.make_node("ReduceMax", [f"{value}/abs"], [peak], keepdims=0))
     looked_at.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)

@@ -90,7 +90,7 @@ def random_bundle(
                     images = [sample.image for sample in samples]
                     ranges = calibration.ranges(model, quantize.measured_values(model), images, "max", progress)
                 path.write_bytes(_lesser(model, precision, ranges).SerializeToString())
-                del model
+                del model  # gigabytes, before another copy is loaded
                 engine = "openvino" if precision == "int8" else engine
             found = gate.outputs_of(infer_with(path, engine, precision=precision), samples, "judging", progress)
             data = f"{_PICTURES} scenes of {calibration.SYNTHETIC}, not judged"
