@@ -1,7 +1,8 @@
 """The daemon: opens the instrument, runs one job at a time, keeps the status board true, and stops cleanly.
 
-Threads: the caller of :meth:`Daemon.wait` (heartbeat), "job" (infer, one at a time), "acquire" (inside a job), and the
-web workers, which only read the board and call :meth:`start_live`, :meth:`stop`, :meth:`show` and :meth:`snapshot`.
+Threads: the caller of :meth:`Daemon.wait` (heartbeat), "job" (infer, one at a time), "acquire" (inside a job), "build"
+(makes a TensorRT engine while another runs), and the web workers, which only read the board and call
+:meth:`start_live`, :meth:`stop`, :meth:`show` and :meth:`snapshot`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import platformdirs
 
 from edge import pipeline
 from edge.config import Config
+from edge.engine.builder import BuildProgress
 from edge.errors import BusyError, EdgeError
 from edge.instrument import Instrument, open_instrument
 from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, plan_scan, save_shot, scan_job
@@ -81,18 +83,22 @@ class Daemon:
     def _opened(self) -> Instrument:
         """The open instrument; a stage that stopped answering is closed and opened anew."""
         if self.instrument is not None and "stage" not in self._problems:
+            self._take_over()
             return self.instrument
         if self.instrument is not None:
             self.instrument.close()
             self.instrument = None
         try:
-            self.instrument = open_instrument(self.config)
+            self.instrument = open_instrument(self.config, progress=self._note_build, cancelled=self._quit)
         except (EdgeError, FirmwareError) as exc:
             self._start_error = str(exc)
             self.beat()
             raise
         self._start_error = None
         self._problems.pop("stage", None)
+        self._problems.pop("engine", None)
+        if self.instrument.making is not None:
+            self.instrument.making.start()
         simulated = ", ".join(self.instrument.simulated)
         microscope = self.instrument.camera.microscope
         log.info(
@@ -155,8 +161,8 @@ class Daemon:
         with self._stopping:
             self._stops += 1
             instrument, job = self.instrument, self.job
-        if job is not None:
-            job.end()
+            if job is not None:
+                job.end()
         try:
             if instrument is not None and instrument.stage is not None:
                 instrument.stage.stop()
@@ -212,6 +218,7 @@ class Daemon:
         """Keep the board fresh until :meth:`quit`, or until the job ends. The main thread's place."""
         while not self._quit.wait(HEARTBEAT_S):
             ended = not self.running  # asked first, so that the last beat shows the end
+            self._switch()
             self.beat()
             if until_job_ends and ended:
                 break
@@ -264,16 +271,71 @@ class Daemon:
         if self.job is not None:
             self.job.end()
 
-    def _begin(self, make_job: Callable[[Instrument], Job], *, instead_of_live: bool = False) -> None:
+    def _note_build(self, progress: BuildProgress) -> None:
+        """An engine is made before anything can run; the page says so."""
+        self._report("engine", "An engine is being made", _words(progress), severity="note")
+        self.beat()
+
+    def _switch(self) -> None:
+        """Let an engine that was made meanwhile take over: between two live views, or before what comes next.
+
+        A scan, and a live view of so many frames, are left as they began.
+        """
+        instrument, job = self.instrument, self.job
+        if instrument is None or instrument.making is None:
+            return
+        making = instrument.making
+        if not making.done:
+            words = f"{_words(making.progress)} Then it takes over by itself."
+            self._report("engine", f"{_what_runs(instrument)} while an engine is made", words, severity="note")
+            return
+        try:
+            if making.failure is None and self.running and job is not None and job.endless:
+                self._begin(lambda opened: live_job(opened, self.board), instead_of_live=True, only_then=True)
+            else:
+                with self._one_start():
+                    self._take_over()
+        except BusyError as exc:  # somebody starts or stops something: at the next beat, then
+            log.debug("the engine that was made waits: %s", exc)
+
+    def _take_over(self) -> None:
+        """Between two jobs, put the engine that was made in the place of the one that stood in for it."""
+        instrument = self.instrument
+        if instrument is None or instrument.making is None or not instrument.making.done:
+            return
+        making, failure = instrument.making, instrument.making.failure
+        if failure is not None:
+            instrument.making = None
+            words = f"{failure or type(failure).__name__} Restart the program to try again."
+            self._report("engine", f"{_what_runs(instrument)}: no engine could be made", words, severity="warning")
+            log.error(
+                "no engine could be made: %s", failure, exc_info=None if isinstance(failure, EdgeError) else failure
+            )
+        elif not self.running:
+            instrument.adopt(making.made())
+            self._problems.pop("engine", None)
+            log.info("%s takes over", _what_runs(instrument))
+
+    def _begin(
+        self, make_job: Callable[[Instrument], Job], *, instead_of_live: bool = False, only_then: bool = False
+    ) -> None:
+        """Begin a job; ``only_then``: if there is a live view for it to replace that nobody is stopping."""
         with self._one_start():
-            stops = self._stops
-            gives_way = instead_of_live and self.job is not None and self.job.state is RunState.LIVE
+            with self._stopping:
+                stops = self._stops
+                live = self.job is not None and self.job.state is RunState.LIVE
+                wanted = self.running and self.job is not None and not self.job.stop.is_set()
+            if only_then and not (live and wanted):
+                return
+            gives_way = instead_of_live and live
             if self.running and not gives_way:
                 raise BusyError("The instrument is busy with another job. Stop it first.")
             job = make_job(self._opened())
             if gives_way and self.job is not None:
                 self.job.end()
                 self._join(timeout_s=FRAME_TIMEOUT_S)
+                if job.state is RunState.LIVE:  # a scan has written into its folder what enhances it
+                    self._take_over()
             job.thread = threading.Thread(target=self._run, args=(job,), name="job", daemon=True)
             self.board.clear_preview()
             self._problems.pop("job", None)
@@ -324,3 +386,12 @@ class Daemon:
             begun_ns=self._begun_ns,
             data_dir=self.data_dir,
         )
+
+
+def _what_runs(instrument: Instrument) -> str:
+    return f"{instrument.engine.manifest.name} runs on {instrument.engine.backend} in {instrument.engine.precision}"
+
+
+def _words(progress: BuildProgress) -> str:
+    done = "" if progress.fraction is None else f", {100 * progress.fraction:.0f} of 100"
+    return f"{progress.model} for TensorRT, {progress.precision}: {progress.phase}{done}. It takes minutes."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,8 +17,13 @@ from edge.cameras.microscope import fitted
 from edge.config import Config
 from edge.devices import Camera, Engine, Trigger
 from edge.engine import check_pixel_size, find_bundle, load_engine, manifest_of
+from edge.engine.builder import Job as BuildJob
+from edge.engine.builder import Progress
+from edge.engine.choice import Choice
+from edge.engine.prepare import Counts
 from edge.errors import ConfigError
 from edge.frames import FramePool
+from edge.making import Made, Making, open_engine
 from edge.pipeline import SLOTS
 from edge.sinks import field_disc
 from export.manifest import Manifest
@@ -31,7 +37,8 @@ class Instrument:
 
     ``config`` is the one it was opened with, the simulated microscope fitted to the model. ``simulated`` names the
     simulated parts; ``field`` is the sphere's disc in the frame, None when the pixel size is unknown or no field is
-    marked. ``shown`` is the model's output that is on view: the one thing here that changes, by :meth:`show`.
+    marked. ``shown`` is the model's output that is on view, and changes by :meth:`show`. ``choice`` says why a TensorRT
+    engine, or the one in its place, is the one; ``making`` makes the one that is to take over, by :meth:`adopt`.
     """
 
     config: Config
@@ -43,6 +50,8 @@ class Instrument:
     simulated: tuple[str, ...]
     field: NDArray[np.bool_] | None
     shown: str
+    choice: Choice | None
+    making: Making | None
     _closing: ExitStack
 
     def show(self, output: str) -> None:
@@ -54,6 +63,12 @@ class Instrument:
             The model has no such output.
         """
         self.shown = _output(self.engine.manifest, output)
+
+    def adopt(self, made: Made) -> None:
+        """Run another engine of the same model from now on, and close the one before. Only while no job runs."""
+        before, self.making = self.engine, None
+        self.engine, self.pool, self.choice = made
+        before.close()
 
     @property
     def pixel_size_nm(self) -> float | None:
@@ -73,17 +88,28 @@ class Instrument:
             "trained_on": self.engine.manifest.training_data,
             "backend": self.engine.backend,
             "precision": self.engine.precision,
+            "model_precision": self.engine.manifest.precision,
             "pixel_size_nm": self.pixel_size_nm if self.pixel_size_nm is not None else "unknown",
             "software": f"superlens {__version__}",
         }
 
     def close(self) -> None:
-        """Close all parts, the last opened first. The stage stays where it is."""
-        self._closing.close()
+        """Close all parts, the engine last: its memory holds the frames. The stage stays where it is."""
+        try:
+            self._closing.close()
+        finally:
+            self.engine.close()
 
 
-def open_instrument(config: Config) -> Instrument:
+def open_instrument(
+    config: Config, *, progress: Progress = lambda _: None, cancelled: threading.Event | None = None
+) -> Instrument:
     """Open what the configuration names. Nothing moves, unless `[stage] enable_servo` closes a servo.
+
+    Parameters
+    ----------
+    progress, cancelled
+        Of the making of a TensorRT engine where none is there and nothing may run in its place: it takes minutes.
 
     Raises
     ------
@@ -93,10 +119,10 @@ def open_instrument(config: Config) -> Instrument:
         A part does not answer; whatever was opened before it is closed again.
     """
     bundle = find_bundle(config.engine.model)
-    manifest = manifest_of(bundle, config.engine.precision)
+    manifest = manifest_of(bundle, "fp32" if config.engine.backend == "tensorrt" else config.engine.precision)
     shown = _output(manifest, config.engine.show or manifest.output_names[0])
     config = fitted(config, manifest)
-    with ExitStack() as closing:
+    with ExitStack() as closing, ExitStack() as closing_engine:
         stage = _open_stage(config)
         if stage is not None:
             closing.callback(stage.close)
@@ -105,20 +131,32 @@ def open_instrument(config: Config) -> Instrument:
         closing.callback(camera.close)
         check_pixel_size(
             bundle,
-            config.engine.precision,
+            manifest.precision,
             camera.pixel_size_nm,
             remedy="Use a model for this pixel size, or correct --pixel-size-nm.",
         )
-        engine = load_engine(
-            bundle,
-            frame_shape_px=camera.shape,
-            pixel_format=camera.format,
-            bit_depth=camera.bit_depth,
-            backend=config.engine.backend,
-            precision=config.engine.precision,
-            hint=config.engine.hint,
-        )
-        closing.callback(engine.close)
+        choice, making = None, None
+        if config.engine.backend == "tensorrt":
+            engine, choice, making = open_engine(
+                BuildJob(bundle, Counts(camera.shape, camera.format, camera.bit_depth)),
+                camera,
+                exposure_s=config.camera.exposure_s,
+                slots=SLOTS,
+                fallback=config.engine.fallback is not None,
+                progress=progress,
+                cancelled=cancelled or threading.Event(),
+            )
+        else:
+            engine = load_engine(
+                bundle,
+                frame_shape_px=camera.shape,
+                pixel_format=camera.format,
+                bit_depth=camera.bit_depth,
+                backend=config.engine.backend,
+                precision=config.engine.precision,
+                hint=config.engine.hint,
+            )
+        closing_engine.callback(engine.close)
         trigger = _open_trigger(config, stage)
         if trigger is not None:
             closing.callback(trigger.close)
@@ -126,16 +164,22 @@ def open_instrument(config: Config) -> Instrument:
         if simulator is not None and hear is not None:
             closing.callback(simulator.on_pulse(hear))
         simulated = [name for name, part in (("camera", camera), ("stage", stage)) if getattr(part, "simulated", False)]
+        if making is not None:
+            closing.callback(making.close)
+        pool = engine.allocate(SLOTS)
+        closing_engine.pop_all()  # from here on the instrument closes it, or what took its place
         return Instrument(
             config,
             camera,
             engine,
-            engine.allocate(SLOTS),
+            pool,
             stage,
             trigger,
             tuple(simulated),
             _field(config, camera),
             shown,
+            choice,
+            making,
             closing.pop_all(),
         )
 

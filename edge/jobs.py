@@ -32,11 +32,12 @@ FRAME_TIMEOUT_S = 5.0
 
 @dataclass(slots=True)
 class Job:
-    """One live view or scan: what it is doing, and the event that ends it."""
+    """One live view or scan: what it is doing, and the event that ends it. ``endless``: only a person ends it."""
 
     state: RunState
     work: Callable[[Job], None]
     recorder: ScanRecorder | None = None
+    endless: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     meter: FlowMeter = field(default_factory=FlowMeter)
     snapshot: SnapshotSink = field(default_factory=SnapshotSink)
@@ -76,7 +77,7 @@ def live_job(instrument: Instrument, board: StatusBoard, *, frames: int | None =
         finally:
             camera.stop()
 
-    return Job(RunState.LIVE, work, interrupt=camera.stop)
+    return Job(RunState.LIVE, work, endless=frames is None, interrupt=camera.stop)
 
 
 def plan_scan(instrument: Instrument, *, region_um: tuple[float, float], overlap: float, settle_s: float) -> ScanPlan:

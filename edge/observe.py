@@ -10,12 +10,16 @@ from pathlib import Path
 
 from edge import __version__
 from edge.config import Config
+from edge.engine.builder import BuildProgress
+from edge.engine.choice import Candidate
 from edge.instrument import Instrument
 from edge.jobs import Job
 from edge.meter import rss_mb
 from edge.status import (
     AxisStatus,
+    BuildStatus,
     CameraStatus,
+    CandidateStatus,
     EngineStatus,
     FlowStatus,
     Percentiles,
@@ -155,7 +159,7 @@ def _camera(instrument: Instrument) -> CameraStatus:
 
 
 def _engine(instrument: Instrument, job: Job | None) -> EngineStatus:
-    manifest = instrument.engine.manifest
+    manifest, choice, making = instrument.engine.manifest, instrument.choice, instrument.making
     return EngineStatus(
         model=manifest.name,
         task=manifest.task,
@@ -166,7 +170,20 @@ def _engine(instrument: Instrument, job: Job | None) -> EngineStatus:
         precision=instrument.engine.precision,
         sha256=manifest.sha256,
         engine_s=Percentiles() if job is None else job.meter.engine_s(RECENT_FRAMES),
+        model_precision=manifest.precision,
+        fallback=choice is not None and choice.fallback,
+        note=None if choice is None else choice.note,
+        candidates=() if choice is None else tuple(map(_candidate, choice.candidates)),
+        building=None if making is None else _building(making.progress),
     )
+
+
+def _candidate(one: Candidate) -> CandidateStatus:
+    return CandidateStatus(**one.model_dump(include=set(CandidateStatus.model_fields)))
+
+
+def _building(progress: BuildProgress) -> BuildStatus:
+    return BuildStatus(**progress.model_dump(include=set(BuildStatus.model_fields)))
 
 
 def _scan(job: Job) -> ScanStatus | None:

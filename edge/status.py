@@ -63,8 +63,31 @@ class CameraStatus(_Frozen):
     microscope: str | None = None
 
 
+class CandidateStatus(_Frozen):
+    """One precision that was measured on this device; ``problem`` says why it is not used."""
+
+    precision: str
+    median_s: float | None
+    p99_s: float | None
+    psnr_db: float | None
+    problem: str | None
+
+
+class BuildStatus(_Frozen):
+    """An engine that is being made while another runs. ``fraction`` of the phase, 0 to 1; None where nobody knows."""
+
+    precision: str
+    phase: str
+    fraction: float | None
+
+
 class EngineStatus(_Frozen):
-    """The model that enhances, and how it is run. ``shown`` is the one of its ``outputs`` that is on view."""
+    """The model that enhances, and how it is run. ``shown`` is the one of its ``outputs`` that is on view.
+
+    ``precision`` is the arithmetic, ``model_precision`` that of the file. Where TensorRT was asked for: ``fallback`` is
+    True while another back end stands in for it, ``note`` says what runs and why, ``candidates`` are what was measured,
+    and ``building`` is what will take over.
+    """
 
     model: str
     task: str
@@ -75,6 +98,11 @@ class EngineStatus(_Frozen):
     precision: str
     sha256: str
     engine_s: Percentiles = Percentiles()
+    model_precision: str = "fp32"
+    fallback: bool = False
+    note: str | None = None
+    candidates: tuple[CandidateStatus, ...] = ()
+    building: BuildStatus | None = None
 
 
 class AxisStatus(_Frozen):

@@ -159,10 +159,10 @@ def test_the_instrument_is_opened_once_however_many_ask(make: DaemonMaker, monke
     begun, go_on = threading.Event(), threading.Event()
     open_one = instrument.open_instrument
 
-    def slowly(config: Config) -> instrument.Instrument:
+    def slowly(config: Config, **means: Any) -> instrument.Instrument:
         begun.set()
         assert go_on.wait(10)
-        return open_one(config)
+        return open_one(config, **means)
 
     monkeypatch.setattr("edge.daemon.open_instrument", slowly)
     first = threading.Thread(target=daemon.open)

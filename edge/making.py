@@ -1,0 +1,147 @@
+"""The TensorRT engine of an instrument: the one that was chosen before, or one that a thread makes meanwhile.
+
+Building and measuring take minutes. Where the configuration allows it, the CPU runs in these minutes, labelled; the
+GPU's times are measured beside a busy CPU then, as they will be in use.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.devices import Camera, Engine
+from edge.engine.builder import GRACE_S, BuildProgress, Job, Progress
+from edge.engine.choice import Choice
+from edge.engine.select import choose, fall_back, load_plan, stored_choice
+from edge.errors import EngineError
+from edge.frames import DTYPE, FramePool
+
+log = logging.getLogger(__name__)
+
+FRAMES = 4
+"""Frames of the camera that a plan is judged on."""
+_FRAME_TIMEOUT_S = 10.0
+
+
+class Made(NamedTuple):
+    """An engine, the slots of its frames, and why it is the one."""
+
+    engine: Engine
+    pool: FramePool
+    choice: Choice
+
+
+class Making:
+    """A choice of a plan in a thread of its own, named "build", begun by :meth:`start`.
+
+    Parameters
+    ----------
+    frames
+        As `edge.engine.select.choose`.
+    slots
+        Frames that the engine's memory holds.
+    """
+
+    def __init__(self, job: Job, frames: Sequence[NDArray[Any]], slots: int) -> None:
+        self.progress = BuildProgress(model=job.bundle.name, precision="fp16", phase="Starting")
+        self._job, self._frames, self._slots = job, frames, slots
+        self._cancelled = threading.Event()
+        self._future: Future[Made] | None = None
+
+    def start(self) -> None:
+        """Begin; once."""
+        worker = ThreadPoolExecutor(1, thread_name_prefix="build")
+        self._future = worker.submit(self._make)
+        worker.shutdown(wait=False)
+
+    def _make(self) -> Made:
+        choice = choose(self._job, self._frames, progress=self._note, cancelled=self._cancelled)
+        engine = load_plan(self._job, choice.precision, self._job.plans)
+        try:
+            return Made(engine, engine.allocate(self._slots), choice)
+        except BaseException:
+            engine.close()
+            raise
+
+    def _note(self, progress: BuildProgress) -> None:
+        self.progress = progress
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._future is not None and self._future.done()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended it, once it is :attr:`done`; None where it went well."""
+        return self._future.exception() if self._future is not None else None
+
+    def made(self) -> Made:
+        """Once it is :attr:`done` without a failure; who takes it owns it."""
+        if self._future is None:
+            raise EngineError("No engine is being made.")
+        future, self._future = self._future, None
+        return future.result()
+
+    def close(self) -> None:
+        """Cancel, and wait for the builder's end; an engine that nobody took is closed. May be called twice."""
+        self._cancelled.set()
+        future, self._future = self._future, None
+        if future is None:
+            return
+        wait([future], GRACE_S + 5)
+        if not future.done():
+            log.warning("the builder of TensorRT plans did not end")
+        elif future.exception() is None:
+            future.result().engine.close()
+
+
+def open_engine(
+    job: Job,
+    camera: Camera,
+    *,
+    exposure_s: float,
+    slots: int,
+    fallback: bool,
+    progress: Progress,
+    cancelled: threading.Event,
+) -> tuple[Engine, Choice, Making | None]:
+    """The engine to begin with, why it is the one, and what is to be made while it runs, not yet started.
+
+    Without ``fallback`` there is nothing to begin with but TensorRT: the plan is made here and now.
+
+    Raises
+    ------
+    CameraError
+        There are no frames to judge a plan on.
+    EngineError
+        TensorRT does not run, and nothing may run in its place.
+    """
+    try:
+        choice = stored_choice(job)
+        return load_plan(job, choice.precision, job.plans), choice, None
+    except EngineError as exc:
+        log.info("%s", exc)
+        reason = str(exc)
+    frames = next_frames(camera, exposure_s=exposure_s)
+    if fallback:
+        return *fall_back(job, reason), Making(job, frames, slots)
+    choice = choose(job, frames, progress=progress, cancelled=cancelled)
+    return load_plan(job, choice.precision, job.plans), choice, None
+
+
+def next_frames(camera: Camera, *, exposure_s: float) -> list[NDArray[Any]]:
+    """Some frames of a camera that is not started: what the model will be given. Errors as the camera's."""
+    pool = FramePool([np.empty(camera.shape, DTYPE[camera.format]) for _ in range(FRAMES)])
+    timeout_s = max(_FRAME_TIMEOUT_S, 2 * (camera.frame_time_s or 0))
+    camera.start(pool, exposure_s=exposure_s, triggered=False)
+    try:
+        return [camera.next_frame(timeout_s=timeout_s).pixels for _ in range(FRAMES)]
+    finally:
+        camera.stop()

@@ -1,0 +1,308 @@
+"""The daemon with TensorRT: what was chosen runs; else the CPU, labelled, until what a thread makes takes over."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge import making
+from edge.config import Config
+from edge.daemon import Daemon
+from edge.devices import Engine
+from edge.engine import load_engine
+from edge.engine.builder import BuildProgress, Job
+from edge.engine.choice import Candidate, Choice
+from edge.errors import EngineError
+from edge.jobs import plan_scan
+from edge.status import RunState
+from export.plan import PlanKey
+from models.optics import Optics
+
+SHAPE_PX = (64, 64)
+KEY = PlanKey(
+    tensorrt="10.3.0",
+    cuda="12.6",
+    gpu="Orin, 8 SM",
+    compute_capability="8.7",
+    l4t="36.4.0",
+    onnx_sha256="0" * 64,
+    precision="fp16",
+    shape_px=SHAPE_PX,
+)
+CHOICE = Choice(
+    model="gain",
+    shape_px=SHAPE_PX,
+    backend="tensorrt",
+    precision="fp32",
+    candidates=(
+        Candidate(precision="fp16", key=KEY, median_s=2e-3, p99_s=3e-3, psnr_db=60.0),
+        Candidate(precision="int8_fp16", key=KEY, problem="21.0 dB from FP32, expected at least 35"),
+    ),
+    frames=4,
+    note="fp16 runs: 2.00 ms a frame, 60.0 dB from FP32",
+    chosen_utc="2026-11-21T17:00:00+00:00",
+)
+
+
+class Workshop:
+    """Stands for TensorRT: makes engines when it is told, of the CPU's under another name."""
+
+    def __init__(self) -> None:
+        self.stored: Choice | None = None
+        self.failure: Exception | None = None
+        self.go_on = threading.Event()
+        self.frames: list[np.ndarray] = []
+        self.closed: list[str] = []
+
+    def stored_choice(self, job: Job) -> Choice:
+        if self.stored is None:
+            raise EngineError("No TensorRT plan was chosen yet.")
+        return self.stored
+
+    def choose(self, job: Job, frames: Any, *, progress: Any, cancelled: threading.Event) -> Choice:
+        self.frames = list(frames)
+        progress(BuildProgress(model=job.bundle.name, precision="fp16", phase="Building engine", fraction=0.5))
+        while not self.go_on.wait(0.005):
+            if cancelled.is_set():
+                raise EngineError("The build was cancelled.")
+        if self.failure is not None:
+            raise self.failure
+        return CHOICE
+
+    def load_plan(self, job: Job, precision: Any, folder: Path | None) -> Engine:
+        counts = job.counts
+        engine = load_engine(
+            job.bundle,
+            frame_shape_px=counts.shape_px,
+            pixel_format=counts.pixel_format,
+            bit_depth=counts.bit_depth,
+            hint="f32",
+        )
+        if folder is not None:
+            engine.backend = "tensorrt"
+        close = engine.close
+        engine.close = lambda: (self.closed.append(engine.backend), close())[-1]  # type: ignore[method-assign]
+        return engine
+
+    def fall_back(self, job: Job, reason: str) -> tuple[Engine, Choice]:
+        note = f"OpenVINO runs in place of TensorRT: {reason}"
+        stands_in = CHOICE.model_copy(
+            update={"backend": "openvino", "fallback": True, "note": note, "candidates": (), "frames": 0}
+        )
+        return self.load_plan(job, "fp32", None), stands_in
+
+
+@pytest.fixture
+def workshop(monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    shop = Workshop()
+    for name in ("stored_choice", "choose", "load_plan", "fall_back"):
+        monkeypatch.setattr(making, name, getattr(shop, name))
+    return shop
+
+
+@pytest.fixture
+def make(
+    identity_bundle: Path, small_specimen: Path, tmp_path: Path, workshop: Workshop
+) -> Iterator[Callable[..., Daemon]]:
+    daemons: list[Daemon] = []
+
+    def make_daemon(**engine: Any) -> Daemon:
+        config = Config.model_validate(
+            {
+                "box": {"data_dir": str(tmp_path / "data")},
+                "camera": {"shape_px": SHAPE_PX, "fps": 200},
+                "engine": {"model": str(identity_bundle), "backend": "tensorrt", "fallback": "openvino", **engine},
+                "specimen": {"path": str(small_specimen), "pixel_size_nm": Optics().pixel_size_nm},
+                "sphere": {"field_um": 2.0},
+            }
+        )
+        daemons.append(Daemon(config))
+        return daemons[-1]
+
+    yield make_daemon
+    workshop.go_on.set()
+    for daemon in daemons:
+        daemon.close()
+
+
+def finish(daemon: Daemon, workshop: Workshop) -> None:
+    """Let the thread make its engine, and wait for that; then the heart beats once."""
+    future = daemon.instrument.making._future
+    workshop.go_on.set()
+    wait([future], 10)
+    daemon._switch()
+    daemon.beat()
+
+
+def test_a_plan_that_was_chosen_before_runs_at_once_with_its_figures(
+    make: Callable[..., Daemon], workshop: Workshop
+) -> None:
+    workshop.stored = CHOICE
+    daemon = make()
+    daemon.start_live(frames=3)
+    daemon.wait(until_job_ends=True)
+    status = daemon.board.status()
+    assert (status.engine.backend, status.engine.fallback, status.engine.note) == ("tensorrt", False, CHOICE.note)
+    assert [(one.precision, one.median_s, one.problem) for one in status.engine.candidates] == [
+        ("fp16", 2e-3, None),
+        ("int8_fp16", None, "21.0 dB from FP32, expected at least 35"),
+    ]
+    assert status.engine.building is None
+    assert status.problems == ()
+    assert workshop.frames == []
+
+
+def test_meanwhile_the_cpu_runs_and_the_page_says_so_and_how_far_it_is(
+    make: Callable[..., Daemon], workshop: Workshop
+) -> None:
+    daemon = make()
+    daemon.start_live()
+    daemon._switch()
+    daemon.beat()
+    status = daemon.board.status()
+    assert (status.state, status.engine.backend, status.engine.fallback) == (RunState.LIVE, "openvino", True)
+    assert status.engine.note == "OpenVINO runs in place of TensorRT: No TensorRT plan was chosen yet."
+    (problem,) = status.problems
+    assert (problem.key, problem.severity) == ("engine", "note")
+    assert problem.title == "gain runs on openvino in f32 while an engine is made"
+    assert "Then it takes over by itself" in problem.what_to_do
+    while not workshop.frames:  # the thread has begun
+        daemon.job.thread.join(0.005)
+    assert [(frame.shape, frame.dtype) for frame in workshop.frames] == [(SHAPE_PX, np.uint8)] * 4
+    daemon.beat()
+    building = daemon.board.status().engine.building
+    assert (building.precision, building.phase, building.fraction) == ("fp16", "Building engine", 0.5)
+
+
+def test_the_engine_takes_over_between_two_live_views_by_itself(
+    make: Callable[..., Daemon], workshop: Workshop
+) -> None:
+    daemon = make()
+    daemon.start_live()
+    first = daemon.job
+    finish(daemon, workshop)
+    assert daemon.job is not first
+    assert not first.running
+    assert first.error is None
+    daemon.board.wait_preview(-1, timeout_s=10)
+    status = daemon.board.status()
+    assert (status.state, status.engine.backend, status.engine.fallback) == (RunState.LIVE, "tensorrt", False)
+    assert (status.engine.note, status.engine.building, status.problems) == (CHOICE.note, None, ())
+    assert workshop.closed == ["openvino"]
+
+
+def test_a_scan_goes_on_as_it_began_and_loses_no_tile(
+    make: Callable[..., Daemon], workshop: Workshop, tmp_path: Path
+) -> None:
+    daemon = make()
+    plan = plan_scan(daemon.open(), region_um=(8, 8), overlap=0.15, settle_s=0)
+    daemon.start_scan(plan, tmp_path / "scan")
+    scan = daemon.job
+    while len(scan.recorder.tiles) < 2:
+        scan.thread.join(0.005)
+    finish(daemon, workshop)
+    assert daemon.job is scan
+    scan.thread.join(30)
+    assert scan.recorder.complete
+    assert json.loads((tmp_path / "scan" / "scan.json").read_text())["facts"]["backend"] == "openvino"
+    daemon._switch()
+    assert daemon.instrument.engine.backend == "tensorrt"
+
+
+def test_the_next_job_finds_the_engine_that_was_made(make: Callable[..., Daemon], workshop: Workshop) -> None:
+    daemon = make()
+    instrument = daemon.open()
+    workshop.go_on.set()
+    wait([instrument.making._future], 10)
+    daemon.start_live(frames=3)
+    assert instrument.engine.backend == "tensorrt"
+    daemon.wait(until_job_ends=True)
+    assert (daemon.job.error, daemon.job.meter.frames) == (None, 3)
+    assert instrument.pool.free == len(instrument.pool.slots)
+
+
+def test_a_live_view_that_is_being_stopped_is_not_begun_again(make: Callable[..., Daemon], workshop: Workshop) -> None:
+    daemon = make()
+    daemon.start_live()
+    job = daemon.job
+    job.stop.set()  # what STOP does first
+    finish(daemon, workshop)
+    assert daemon.job is job
+
+
+@pytest.mark.parametrize("failure", [EngineError("The GPU's memory is full."), RuntimeError("bindings")], ids=str)
+def test_a_failed_build_keeps_what_runs_and_the_page_says_what_and_why(
+    make: Callable[..., Daemon], workshop: Workshop, failure: Exception
+) -> None:
+    workshop.failure = failure
+    daemon = make()
+    daemon.start_live()
+    job = daemon.job
+    finish(daemon, workshop)
+    assert daemon.job is job
+    assert job.running
+    status = daemon.board.status()
+    assert (status.engine.backend, status.engine.fallback, status.engine.building) == ("openvino", True, None)
+    (problem,) = status.problems
+    assert (problem.severity, problem.title) == ("warning", "gain runs on openvino in f32: no engine could be made")
+    assert str(failure) in problem.what_to_do
+
+
+def test_without_leave_for_a_fallback_nothing_runs_before_the_engine_is_made(
+    make: Callable[..., Daemon], workshop: Workshop
+) -> None:
+    daemon = make(fallback=None)
+    opening = threading.Thread(target=daemon.open)
+    opening.start()
+    counter, status = daemon.board.wait_status(0, timeout_s=10)
+    while not status.problems:
+        counter, status = daemon.board.wait_status(counter, timeout_s=10)
+    assert (status.engine, status.problems[0].title) == (None, "An engine is being made")
+    assert "fp16: Building engine, 50 of 100" in status.problems[0].what_to_do
+    workshop.go_on.set()
+    opening.join(10)
+    assert daemon.instrument.engine.backend == "tensorrt"
+    assert daemon.board.status().problems == ()
+
+
+def test_quitting_cancels_a_build_that_everything_waits_for(make: Callable[..., Daemon], workshop: Workshop) -> None:
+    daemon = make(fallback=None)
+    errors: list[Exception] = []
+
+    def open_it() -> None:
+        try:
+            daemon.open()
+        except EngineError as exc:
+            errors.append(exc)
+
+    opening = threading.Thread(target=open_it)
+    opening.start()
+    while not workshop.frames:
+        opening.join(0.005)
+    daemon.quit()
+    opening.join(10)
+    assert [str(error) for error in errors] == ["The build was cancelled."]
+    assert daemon.instrument is None
+
+
+def test_closing_cancels_the_build_and_waits_for_it(make: Callable[..., Daemon], workshop: Workshop) -> None:
+    daemon = make()
+    future = daemon.open().making._future
+    daemon.close()
+    assert isinstance(future.exception(0), EngineError)
+
+
+def test_an_engine_that_nobody_took_is_closed(make: Callable[..., Daemon], workshop: Workshop) -> None:
+    daemon = make()
+    daemon.open()
+    workshop.go_on.set()
+    wait([daemon.instrument.making._future], 10)
+    daemon.close()
+    assert sorted(workshop.closed) == ["openvino", "tensorrt"]
