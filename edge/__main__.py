@@ -437,5 +437,25 @@ def engine(
         _print_json(json_path, rows)
 
 
+@bench.command()
+@_config_options
+@click.option("--frames", type=click.IntRange(min=1), default=32, show_default=True, help="Of each camera.")
+@_json_option
+def copy(*, frames: int, json_path: str | None, **options: Any) -> None:
+    """How often the bytes of a frame are copied, per kind of camera."""
+    from edge.bench_copy import SHAPE_PX, bench_copy
+
+    with _errors_as_exit_codes():
+        config = _config(**options)
+        if "shape_px" not in config.camera.model_fields_set:  # a small frame is copied as often as a large one
+            camera = config.camera.model_copy(update={"shape_px": SHAPE_PX})
+            config = config.model_copy(update={"camera": camera})
+        figures = bench_copy(config, frames=frames)
+        if json_path != "-":
+            for name, copies in figures.items():
+                click.echo(f"{name}: {copies:g} copies per frame")
+        _print_json(json_path, figures)
+
+
 if __name__ == "__main__":
     main()
