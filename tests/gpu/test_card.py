@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edge.errors import EngineError
+from edge.frames import LAYOUTS
 from tests.cuda import reference
 from tests.cuda.loop_contract import LoopContract
 
@@ -56,7 +57,7 @@ class TestCudaLoopOnTheCard(LoopContract):
     def test_prepare_reaches_half_of_the_bandwidth_of_a_copy(
         self, gpu: GpuThread, record_property: Callable[[str, object], None], pixel_format: str, corrected: bool
     ) -> None:
-        from edge.engine.cuda.kernels import LAYOUTS, Kernels
+        from edge.engine.cuda.kernels import Kernels
 
         pixels = SIDE_PX * SIDE_PX
         frame = pixels * LAYOUTS[pixel_format].bits // 8
@@ -147,6 +148,7 @@ from edge.engine.cuda.loop import CudaLoop
 from edge.engine.cuda.thread import GpuThread, checked
 from edge.engine.prepare import Counts
 from edge.errors import EngineError
+from edge.frames import LAYOUTS
 from tests.cuda.networks import GainNetwork, manifest
 gpu = GpuThread()
 network = gpu.run(lambda: GainNetwork((64, 64)))

@@ -13,15 +13,13 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import platformdirs
 import pycuda.driver as cuda
 from cuda.bindings import driver, nvrtc
 
 from edge.engine.cuda.thread import checked
-from edge.engine.prepare import Counts
 from edge.errors import EngineError
 from export.manifest import write_atomically
 
@@ -42,57 +40,6 @@ ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
 
 PER_THREAD = 4
 """Pixels a thread takes."""
-
-
-class Layout(NamedTuple):
-    """How a camera's format lies in a frame slot: ``bits`` a pixel; a row begins on a byte."""
-
-    slot: type[np.uint8] | type[np.uint16]
-    bits: int
-    output: type[np.uint8] | type[np.uint16]
-
-
-LAYOUTS: Mapping[str, Layout] = {
-    "mono8": Layout(np.uint8, 8, np.uint8),
-    "mono10p": Layout(np.uint8, 10, np.uint16),
-    "mono12p": Layout(np.uint8, 12, np.uint16),
-    "mono16": Layout(np.uint16, 16, np.uint16),
-    "bayer_rg8": Layout(np.uint8, 8, np.uint8),
-    "bayer_gr8": Layout(np.uint8, 8, np.uint8),
-    "bayer_gb8": Layout(np.uint8, 8, np.uint8),
-    "bayer_bg8": Layout(np.uint8, 8, np.uint8),
-    "rgb8": Layout(np.uint8, 24, np.uint8),
-}
-"""By the name in GenICam's Pixel Format Naming Convention, in lower case; each has a kernel ``prepare_<name>``.
-
-Of colour the network, which takes one channel, is given the green; kernels.cu says why.
-"""
-
-
-def layout_of(counts: Counts) -> Layout:
-    """The layout of a camera's slots.
-
-    Raises
-    ------
-    EngineError
-        No kernel reads this format.
-    """
-    try:
-        return LAYOUTS[counts.pixel_format]
-    except KeyError:
-        raise EngineError(
-            f"The GPU has no kernel for pixel format {counts.pixel_format!r}. Set the camera to one of: "
-            f"{', '.join(LAYOUTS)}."
-        ) from None
-
-
-def slot_shape(counts: Counts) -> tuple[int, ...]:
-    """Of a slot: (height, width), (height, width, 3) in colour, (height, bytes of a row) where pixels are packed."""
-    height, width = counts.shape_px[:2]
-    layout = layout_of(counts)
-    if layout.bits == 24:
-        return height, width, 3
-    return height, -(-width * layout.bits // (8 * np.dtype(layout.slot).itemsize))
 
 
 class Kernels:

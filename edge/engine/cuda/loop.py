@@ -14,7 +14,7 @@ import pycuda.driver as cuda
 from numpy.typing import NDArray
 
 from edge.engine.cuda.graph import Graph
-from edge.engine.cuda.kernels import Kernels, layout_of, slot_shape
+from edge.engine.cuda.kernels import Kernels
 from edge.engine.cuda.memory import DeviceMemory, MappedMemory
 from edge.engine.cuda.thread import GpuThread, explained
 from edge.engine.prepare import Counts
@@ -64,8 +64,7 @@ class CudaLoop:
     Raises
     ------
     EngineError
-        The GPU has too little memory, no kernel for the pixel format, or no compiler; or the network's edges are not
-        float32.
+        The GPU has too little memory or no compiler, or the network's edges are not float32.
     """
 
     copies_per_frame = 0
@@ -84,7 +83,6 @@ class CudaLoop:
 
     def _build(self, manifest: Manifest) -> None:
         counts, (height, width) = self._counts, self._counts.shape_px[:2]
-        layout = layout_of(counts)
         for spec in (*manifest.inputs, *manifest.outputs):
             if spec.dtype != "float32":
                 raise EngineError(f"{manifest.name}: {spec.name} is {spec.dtype}, expected float32 at the edges.")
@@ -113,12 +111,12 @@ class CudaLoop:
 
         sides = (manifest.scale * height, manifest.scale * width)
         pixels = math.prod(sides)
-        results = MappedMemory([(_picture(spec, sides), layout.output) for spec in manifest.outputs])
+        results = MappedMemory([(_picture(spec, sides), counts.result_dtype) for spec in manifest.outputs])
         self._owned.callback(results.close)
         self._outputs = dict(zip(manifest.output_names, results.arrays, strict=True))
         for spec, picture in zip(manifest.outputs, results.addresses, strict=True):
             planes = addresses[spec.name] = memory.empty(4 * spec.channels * pixels, f"the output {spec.name}")
-            kind = f"{'rgb' if spec.channels == 3 else 'grey'}{8 * np.dtype(layout.output).itemsize}"
+            kind = f"{'rgb' if spec.channels == 3 else 'grey'}{8 * np.dtype(counts.result_dtype).itemsize}"
             deliver = kernels.launcher(f"deliver_{kind}", threads=(256, 1), over_px=(pixels, 1))
             self._deliver.append((deliver, (planes, picture, pixels, counts.full_scale)))
         self._executable.bind(addresses)
@@ -131,7 +129,7 @@ class CudaLoop:
         EngineError
             There is not so much memory to lock, or the network does not run.
         """
-        ring = MappedMemory([(slot_shape(self._counts), layout_of(self._counts).slot)] * slots)
+        ring = MappedMemory([(self._counts.slot_shape, self._counts.dtype)] * slots)
         self._owned.callback(ring.close)
         work = []
         for pixels, address in zip(ring.arrays, ring.addresses, strict=True):
