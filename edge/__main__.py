@@ -349,16 +349,30 @@ def check_config(*, path: Path | None, json_path: str | None) -> None:
 
 
 @main.command()
+@click.option("--selftest", is_flag=True, help="Try the engine and the camera too, and write a report; minutes.")
+@_config_options
 @_json_option
-def doctor(*, json_path: str | None) -> None:
+def doctor(*, selftest: bool, json_path: str | None, **options: Any) -> None:
     """Say what is installed, what is present and what is missing."""
-    from edge.doctor import examine, print_report
+    from edge.doctor import examine, print_checks, print_report, required_versions
 
     with _errors_as_exit_codes():
-        report = examine()
+        config = _config(**options)
+        if not selftest:
+            report = examine()
+            if json_path != "-":
+                print_report(report)
+            _print_json(json_path, report)
+            return
+        from edge.selftest import self_test
+
+        report = self_test(config, versions=required_versions(), progress=lambda step: click.echo(step, err=True))
         if json_path != "-":
-            print_report(report)
+            print_checks(report)
         _print_json(json_path, report)
+        click.echo(f"report: {report['report']}", err=True)
+        if not report["passed"]:
+            raise EdgeError(f"The self-test failed. {'; '.join(report['problems'])}")
 
 
 @main.group()

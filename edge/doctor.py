@@ -59,6 +59,11 @@ def examine() -> dict[str, Any]:
     }
 
 
+def required_versions() -> dict[str, str]:
+    """Of the packages the appliance cannot do without; empty where one is missing."""
+    return {name: _version(name) or "" for name in _PACKAGES}
+
+
 def print_report(report: dict[str, Any]) -> None:
     """The report as a table on standard output."""
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -71,6 +76,16 @@ def print_report(report: dict[str, Any]) -> None:
         else:
             table.add_row(key, escape(str(value)))
     Console().print(table)
+
+
+def print_checks(report: dict[str, Any]) -> None:
+    """What the self-test found, as a table on standard output."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for check in report["checks"]:
+        table.add_row(check["name"], check["outcome"], escape(check["words"]))
+    console = Console()
+    console.print(table)
+    console.print(f"{'All that is here works' if report['passed'] else 'FAILED'}. Report: {escape(report['report'])}")
 
 
 def _version(package: str) -> str | None:

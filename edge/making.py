@@ -20,7 +20,7 @@ from edge.engine.builder import GRACE_S, BuildProgress, Job, Progress
 from edge.engine.choice import Choice
 from edge.engine.select import choose, fall_back, load_plan, stored_choice
 from edge.errors import EngineError
-from edge.frames import DTYPE, FramePool
+from edge.frames import DTYPE, FramePool, slot_shape
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def open_engine(
 
 def next_frames(camera: Camera, *, exposure_s: float) -> list[NDArray[Any]]:
     """Some frames of a camera that is not started: what the model will be given. Errors as the camera's."""
-    pool = FramePool([np.empty(camera.shape, DTYPE[camera.format]) for _ in range(FRAMES)])
+    pool = FramePool([np.empty(slot_shape(camera.format, camera.shape), DTYPE[camera.format]) for _ in range(FRAMES)])
     timeout_s = max(_FRAME_TIMEOUT_S, 2 * (camera.frame_time_s or 0))
     camera.start(pool, exposure_s=exposure_s, triggered=False)
     try:

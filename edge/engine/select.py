@@ -162,7 +162,7 @@ def choose(
     EngineError
         No plan can be used, or the build was cancelled; the message says of each precision why.
     """
-    kind = (job.counts.shape_px, np.dtype(job.counts.dtype))
+    kind = (job.counts.slot_shape, np.dtype(job.counts.dtype))
     if not frames or any((one.shape, one.dtype) != kind for one in frames):
         got = [(one.shape, str(one.dtype)) for one in frames] or "none"
         raise ConfigError(f"A plan is judged on frames of {kind[0]} px {kind[1]}, like the camera's. Got {got}.")
