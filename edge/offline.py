@@ -15,7 +15,8 @@ from PIL import Image
 from edge import __version__
 from edge.config import EngineConfig
 from edge.devices import Engine
-from edge.engine import check_pixel_size, check_shape, find_bundle, load_engine, manifest_of
+from edge.engine import check_pixel_size, check_shape, find_bundle, manifest_of
+from edge.engine.tiling import TILE_PX, check_tiles, load_tiled
 from edge.errors import ConfigError
 from edge.frames import FramePool
 from edge.images import IMAGE_SUFFIXES, Stack, list_images, open_stack
@@ -31,11 +32,13 @@ def enhance_files(
     bit_depth: int | None,
     pixel_size_nm: float | None,
     resample: bool,
+    tile_px: int = TILE_PX,
 ) -> dict[str, Any]:
     """Enhance every image of ``sources`` (files, folders, stacks) into ``out/<name>_enhanced.ome.tif``.
 
     A model of several outputs makes a file of each, ``out/<name>_enhanced_<output>.ome.tif``. Every source is opened
-    and every name checked before the first result is written.
+    and every name checked before the first result is written. Images with a side above ``tile_px`` are enhanced in
+    tiles of that side, without seams; see `edge.engine.tiling`.
 
     Returns
     -------
@@ -44,7 +47,8 @@ def enhance_files(
     Raises
     ------
     ConfigError
-        A source cannot be read or does not fit the model, a result exists already, or the pixel size is too far off.
+        A source cannot be read or does not fit the model, a result exists already, the pixel size is too far off, or
+        an image is too large for a model that cannot be tiled.
     """
     bundle = find_bundle(engine.model)
     manifest = manifest_of(bundle, engine.precision)
@@ -56,6 +60,7 @@ def enhance_files(
             stack = open_stack(path, bit_depth=bit_depth)
             closing.callback(stack.close)
             tasks.append(_task(stack, out, bundle, engine, pixel_size_nm, resample))
+            _check_tiles(tasks[-1], bundle, engine, tile_px)
         targets = [target for task in tasks for target in task.targets.values()]
         for target in targets:
             if target.exists() or targets.count(target) > 1:
@@ -64,7 +69,7 @@ def enhance_files(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise ConfigError(f"The folder {out} cannot be made: {exc}. Choose another --out.") from exc
-        return _run(tasks, bundle, manifest, engine)
+        return _run(tasks, bundle, manifest, engine, tile_px)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +102,28 @@ def _task(
     return _Task(stack, targets, shape, None if size_nm is None else size_nm / zoom / manifest.scale)
 
 
-def _run(tasks: Sequence[_Task], bundle: Bundle, manifest: Manifest, engine: EngineConfig) -> dict[str, Any]:
+def _check_tiles(task: _Task, bundle: Bundle, engine: EngineConfig, tile_px: int) -> None:
+    if max(task.shape) <= tile_px:
+        return
+    try:
+        check_tiles(bundle, engine.precision, backend=engine.backend, pixel_format=task.stack.format, tile_px=tile_px)
+    except ConfigError as exc:
+        height, width = task.shape
+        raise ConfigError(
+            f"{task.stack.source} is {height} x {width} px as the model sees it, above {tile_px} px along a side. {exc}"
+        ) from exc
+
+
+def _run(
+    tasks: Sequence[_Task], bundle: Bundle, manifest: Manifest, engine: EngineConfig, tile_px: int
+) -> dict[str, Any]:
     images = []
     loaded: tuple[tuple[Any, ...], Engine, FramePool] | None = None
     for task in tasks:
         stack = task.stack
         key = (task.shape, stack.format, stack.bit_depth)
         if loaded is None or loaded[0] != key:
-            loaded = (key, *_load(bundle, engine, key))
+            loaded = (key, *_load(bundle, engine, key, tile_px))
         _, runner, pool = loaded
         facts = {
             "kind": "enhanced",
@@ -171,9 +190,9 @@ def _target(out: Path, stack: Stack, kind: str) -> Path:
     return out / f"{stem}_{kind}.ome.tif"
 
 
-def _load(bundle: Bundle, engine: EngineConfig, key: tuple[Any, ...]) -> tuple[Engine, FramePool]:
+def _load(bundle: Bundle, engine: EngineConfig, key: tuple[Any, ...], tile_px: int) -> tuple[Engine, FramePool]:
     shape, pixel_format, bit_depth = key
-    runner = load_engine(
+    runner = load_tiled(
         bundle,
         frame_shape_px=shape,
         pixel_format=pixel_format,
@@ -181,6 +200,7 @@ def _load(bundle: Bundle, engine: EngineConfig, key: tuple[Any, ...]) -> tuple[E
         backend=engine.backend,
         precision=engine.precision,
         hint=engine.hint,
+        tile_px=tile_px,
     )
     return runner, runner.allocate(1)
 

@@ -28,6 +28,12 @@ class OpenVinoEngine:
     The prepare stage (scale, dark, flat) and the way back to counts are nodes of the graph, so a frame costs no pass
     over memory of ours; packed and Bayer formats cost one, into the input. The arithmetic is pinned: OpenVINO's own
     default differs between processors, so would results.
+
+    Parameters
+    ----------
+    light_given
+        The frames are tiles of a larger one. What the network reads from the whole of that, an `OpenVinoLight` has
+        found, and `light` is where its part for the next tile is to be written.
     """
 
     backend = "openvino"
@@ -39,35 +45,30 @@ class OpenVinoEngine:
         counts: Counts,
         *,
         hint: str,
+        light_given: bool = False,
     ) -> None:
         self.manifest = manifest
         self._counts = counts
         core = ov.Core()
-        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if hint == "bf16" and not has_bf16:
-            raise ConfigError('This processor has no bf16 arithmetic. Set [engine] hint = "f32" or "auto".')
-        self.precision = ("bf16" if has_bf16 else "f32") if hint == "auto" else hint
+        self.precision = _arithmetic(core, hint)
         try:
             model = core.read_model(path)
-            model.reshape({0: [1, 1, *counts.shape_px]})
+            shapes = {0: [1, 1, *counts.shape_px]}
+            if light_given:
+                cut = _Cut(model)
+                model, shapes[1] = cut.detail(), cut.light_shape(counts.shape_px)
+            model.reshape(shapes)
             model = _with_counts(model, manifest, counts)
-            self._compiled = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": self.precision,
-                    "PERFORMANCE_HINT": "LATENCY",
-                    "NUM_STREAMS": 1,
-                },
-            )
+            self._compiled = _compiled(core, model, self.precision)
             self._request = self._compiled.create_infer_request()
             tensors = {spec.name: self._request.get_tensor(spec.name).data[0] for spec in manifest.outputs}
+            self.light: NDArray[np.float32] | None = self._request.get_tensor(_LIGHT).data if light_given else None
         except RuntimeError as exc:
             raise EngineError(f"OpenVINO {ov.__version__} cannot run {path}: {exc}") from exc
         self._input: NDArray[np.float32] | None = None
         if counts.pixel_format not in _BY_THE_GRAPH:
             self._input = aligned_empty((1, 1, *counts.shape_px), np.float32)
-            self._request.set_input_tensor(ov.Tensor(self._input, shared_memory=True))
+            self._request.set_input_tensor(0, ov.Tensor(self._input, shared_memory=True))
         self.passes_per_frame = 0 if self._input is None else 1
         self._tensors: dict[int, ov.Tensor] = {}
         self._outputs: dict[str, NDArray[Any]] = {
@@ -90,7 +91,7 @@ class OpenVinoEngine:
     def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
         """Run the graph on a slot of :meth:`allocate`; the outputs are the request's own memory."""
         if self._input is None:
-            self._request.set_input_tensor(self._tensors[pixels.ctypes.data])
+            self._request.set_input_tensor(0, self._tensors[pixels.ctypes.data])
         else:
             self._counts.to_network(pixels, self._input[0, 0])
         self._request.infer()
@@ -99,6 +100,141 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Drop the tensors, so that the slots can be freed."""
         self._tensors.clear()
+
+
+class OpenVinoLight:
+    """What a network reads from the whole of a frame, as a small picture, for the tiles that the frame is cut into.
+
+    ``cell_px`` is how many pixels of the frame, along each side, one of that picture is.
+
+    Raises
+    ------
+    ConfigError
+        The network's result depends on the whole frame in another way.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, counts: Counts, *, hint: str) -> None:
+        core = ov.Core()
+        try:
+            cut = _Cut(core.read_model(path))
+            self.cell_px = cut.cell_px
+            model = cut.light()
+            model.reshape([1, 1, *counts.shape_px])
+            model = _with_counts(model, manifest.model_copy(update={"outputs": ()}), counts)
+            self._request = _compiled(core, model, _arithmetic(core, hint)).create_infer_request()
+        except RuntimeError as exc:
+            raise EngineError(f"OpenVINO {ov.__version__} cannot run {path}: {exc}") from exc
+
+    def infer(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """(1, channels, rows of cells, columns of cells), valid until the next call. ``pixels`` is any whole frame."""
+        shape = self._request.get_input_tensor().shape
+        self._request.infer([ov.Tensor(np.ascontiguousarray(pixels).reshape(shape), shared_memory=True)])
+        return np.asarray(self._request.get_output_tensor().data)
+
+
+def reads_the_whole_frame(path: Path) -> bool:
+    """Whether the network of an ONNX file takes a mean or the like over its whole input, as tiles of it cannot.
+
+    Raises
+    ------
+    EngineError
+        OpenVINO cannot read the file.
+    """
+    try:
+        return any(map(_is_frame_wide, ov.Core().read_model(path).get_ops()))
+    except RuntimeError as exc:
+        raise EngineError(f"OpenVINO {ov.__version__} cannot read {path}: {exc}") from exc
+
+
+def check_cut(path: Path) -> None:
+    """Refuse a network that cannot be cut into an `OpenVinoLight` and a part for tiles.
+
+    Raises
+    ------
+    ConfigError
+        Its result depends on the whole frame in another way.
+    """
+    _Cut(ov.Core().read_model(path)).detail()
+
+
+_LIGHT = "light"
+
+
+class _Cut:
+    """A network in two parts: up to where what it read from the whole frame is enlarged again, and the rest.
+
+    In the networks of the enhance family gain and offset of the light are found on a frame 1/8 as large, where a mean
+    over the frame costs nothing, and enlarged; everything after that reaches as far as the manifest's halo.
+    """
+
+    def __init__(self, model: ov.Model) -> None:
+        self._model = model
+        reached = {op.get_friendly_name() for op in model.get_ops() if _is_frame_wide(op)}
+        enlarge = None
+        for op in model.get_ordered_ops():
+            sources = (put.get_source_output().get_node().get_friendly_name() for put in op.inputs())
+            if not reached.isdisjoint(sources):
+                reached.add(op.get_friendly_name())
+                if op.get_type_name() == "Interpolate":
+                    enlarge = op
+                    break
+        if enlarge is None:
+            raise ConfigError(DEPENDS_ON_ALL)
+        self._enlarge = enlarge.input(0)
+        self._small = enlarge.input_value(0)
+        side_px = 512
+        model.reshape([1, 1, side_px, side_px])
+        self.cell_px = side_px // self._small.get_shape()[2]
+
+    def light_shape(self, shape_px: tuple[int, ...]) -> list[int]:
+        """Of the small picture of a frame."""
+        return [1, self._small.get_shape()[1], *(-(-side // self.cell_px) for side in shape_px)]
+
+    def light(self) -> ov.Model:
+        """Frame to small picture."""
+        return ov.Model([ops.result(self._small)], self._model.get_parameters(), _LIGHT)
+
+    def detail(self) -> ov.Model:
+        """Tile, and its part of the small picture, to the outputs."""
+        channels = self._small.get_shape()[1]
+        given = ops.parameter([1, channels, -1, -1], self._small.get_element_type(), name=_LIGHT)
+        given.output(0).get_tensor().set_names({_LIGHT})
+        self._enlarge.replace_source_output(given.output(0))
+        detail = ov.Model(self._model.get_results(), [*self._model.get_parameters(), given], "detail")
+        if any(map(_is_frame_wide, detail.get_ops())):
+            raise ConfigError(DEPENDS_ON_ALL)
+        return detail
+
+
+DEPENDS_ON_ALL = (
+    "The result of this model depends on the whole picture, at each of its pixels: it cannot be computed tile by tile."
+)
+
+
+def _is_frame_wide(op: Any) -> bool:
+    """Whether an operation of the graph takes in all rows or columns at once."""
+    kind = op.get_type_name()
+    if kind.startswith("Adaptive"):
+        return True
+    if not kind.startswith("Reduce") and kind != "MVN":
+        return False
+    axes = op.input_value(1).get_node()
+    if axes.get_type_name() != "Constant":
+        return True
+    rank = op.get_input_partial_shape(0).rank.get_length()
+    return any(axis % rank >= 2 for axis in np.atleast_1d(axes.get_data()))
+
+
+def _arithmetic(core: ov.Core, hint: str) -> str:
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if hint == "bf16" and not has_bf16:
+        raise ConfigError('This processor has no bf16 arithmetic. Set [engine] hint = "f32" or "auto".')
+    return ("bf16" if has_bf16 else "f32") if hint == "auto" else hint
+
+
+def _compiled(core: ov.Core, model: ov.Model, precision: str) -> ov.CompiledModel:
+    options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    return core.compile_model(model, "CPU", options)
 
 
 def _with_counts(model: ov.Model, manifest: Manifest, counts: Counts) -> ov.Model:
@@ -125,11 +261,11 @@ def _with_counts(model: ov.Model, manifest: Manifest, counts: Counts) -> ov.Mode
 
     steps = PrePostProcessor(model)
     if counts.pixel_format in _BY_THE_GRAPH:
-        tensor = steps.input().tensor()
+        tensor = steps.input(0).tensor()
         tensor.set_element_type(_TYPE[counts.dtype])
         if counts.pixel_format == "rgb8":
             tensor.set_shape([1, *counts.slot_shape])
-        steps.input().preprocess().convert_element_type(ov.Type.f32).custom(to_network)
+        steps.input(0).preprocess().convert_element_type(ov.Type.f32).custom(to_network)
     for spec in manifest.outputs:
         output = steps.output(spec.name)
         output.postprocess().custom(from_network)

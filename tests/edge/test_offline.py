@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +134,62 @@ def test_a_model_of_several_outputs_makes_a_file_of_each(tmp_path: Path, frames:
     np.testing.assert_array_equal(tifffile.imread(image["outputs"]["inverted"]), 255 - frames[:3])
     colour = tifffile.imread(image["outputs"]["colour"])
     np.testing.assert_array_equal(colour, np.stack([frames[:3], 0 * frames[:3], 255 - frames[:3]], axis=-1))
+
+
+def test_a_large_image_is_enhanced_in_tiles_as_it_would_be_in_one_piece(tmp_path: Path, frames: np.ndarray) -> None:
+    image = np.tile(frames[0], (4, 3))
+    image[:, 150:] //= 3
+    Image.fromarray(image).save(tmp_path / "a.png")
+    config = EngineConfig(model="enhance-rt", hint="f32")
+    results = []
+    for tile_px in (176, 300):
+        enhance([tmp_path / "a.png"], tmp_path / str(tile_px), config, tile_px=tile_px)
+        results.append(tifffile.imread(tmp_path / str(tile_px) / "a_enhanced.ome.tif").astype(int))
+    assert results[0].shape == image.shape
+    assert np.abs(results[0] - results[1]).max() <= 1  # a count, where 1e-4 of full scale crosses a half
+
+
+def test_what_is_too_large_for_a_model_without_tiles_is_refused_before_anything_is_written(
+    tmp_path: Path, frames: np.ndarray, lens_bundle: Path
+) -> None:
+    Image.fromarray(frames[0]).save(tmp_path / "fits.png")
+    Image.fromarray(np.tile(frames[0], (1, 2))).save(tmp_path / "large.png")
+    config = EngineConfig(model=str(lens_bundle), hint="f32")
+    with pytest.raises(ConfigError, match=r"large.png is 64 x 192 px.*whole picture.*--tile-px"):
+        enhance([tmp_path / "fits.png", tmp_path / "large.png"], tmp_path / "out", config, tile_px=96)
+    assert not (tmp_path / "out").exists()
+
+
+ENHANCE = """
+import re, sys
+from pathlib import Path
+from edge.config import EngineConfig
+from edge.offline import enhance_files
+
+source, out, tile_px = sys.argv[1:]
+config = EngineConfig(model="enhance-rt", hint="f32")
+options = {"bit_depth": None, "pixel_size_nm": None, "resample": False, "tile_px": int(tile_px)}
+enhance_files([Path(source)], Path(out), config, **options)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_large_image_costs_the_memory_of_its_tiles(tmp_path: Path) -> None:
+    """7 million pixels: 0.8 GB in one piece, beside what Python and OpenVINO are."""
+    shape = (2107, 3301)
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8) // 2
+    image[:, 1650:] += 100
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    peak_mb, results = [], []
+    for tile_px in (1024, 4096):
+        out = tmp_path / str(tile_px)
+        command = [sys.executable, "-c", ENHANCE, str(tmp_path / "a.tif"), str(out), str(tile_px)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+        peak_mb.append(int(done.stdout))
+        results.append(tifffile.imread(out / "a_enhanced.ome.tif").astype(int))
+    assert np.abs(results[0] - results[1]).max() <= 1
+    assert peak_mb[0] < peak_mb[1] - 400, peak_mb
 
 
 def test_a_finer_model_halves_the_pixel_size(

@@ -1,0 +1,230 @@
+"""Pictures that are larger than memory or than a network's field: cut into tiles that overlap, put together unseen.
+
+Every tile has one shape, so that one engine does all of them. They begin at multiples of `STEP_PX` and end as far from
+one as the frame does: a network that pads to such a multiple pads the frame's own end, and elsewhere only what is
+thrown away.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.devices import Engine
+from edge.engine import Backend, Hint, load_engine, manifest_of, model_path
+from edge.engine.openvino import DEPENDS_ON_ALL, OpenVinoEngine, OpenVinoLight, check_cut, reads_the_whole_frame
+from edge.engine.prepare import Counts
+from edge.errors import ConfigError
+from edge.frames import LAYOUTS, FramePool, PixelFormat, aligned_empty
+from export.manifest import Bundle, Manifest, Precision
+
+TILE_PX = 2048
+"""Side of a tile, and what a frame may have without being cut.
+
+The hungriest model that ships, srcnn, was measured to take 400 bytes a pixel in f32, so 1.6 GB for a tile: that is
+there beside the system on the smallest Jetson, with 8 GB. enhance-rt takes 117 bytes, and 6 a pixel of the whole frame.
+"""
+
+STEP_PX = 8
+"""The networks that can be tiled pad to 2, 4 or 8 px."""
+
+
+class Span(NamedTuple):
+    """Of one axis: pixels [start, stop) are put in, [first, end) of the result are kept."""
+
+    start: int
+    stop: int
+    first: int
+    end: int
+
+
+def spans(length_px: int, *, tile_px: int, margin_px: int, step_px: int = STEP_PX) -> list[Span]:
+    """Cut one axis so that kept pixels are at least ``margin_px`` from where a tile ends and the frame does not.
+
+    Parameters
+    ----------
+    tile_px
+        More than twice the margin by ``2 * step_px`` at least; what is not longer stays in one piece.
+
+    Examples
+    --------
+    >>> for span in spans(100, tile_px=64, margin_px=8):
+    ...     print(*span)
+    0 60 0 50
+    40 100 50 100
+    """
+    if length_px <= tile_px:
+        return [Span(0, length_px, 0, length_px)]
+    size = tile_px - (tile_px - length_px) % step_px
+    stride = (size - 2 * margin_px) // step_px * step_px
+    starts = [*range(0, length_px - size, stride), length_px - size]
+    seams = [after + (before + size - after) // 2 for before, after in itertools.pairwise(starts)]
+    return [
+        Span(start, start + size, first, end)
+        for start, first, end in zip(starts, [0, *seams], [*seams, length_px], strict=True)
+    ]
+
+
+def load_tiled(
+    bundle: Bundle,
+    *,
+    frame_shape_px: tuple[int, int],
+    pixel_format: PixelFormat,
+    bit_depth: int,
+    backend: Backend = "openvino",
+    precision: Precision = "fp32",
+    hint: Hint = "auto",
+    tile_px: int = TILE_PX,
+) -> Engine:
+    """As `edge.engine.load_engine`, for frames of any size: those with a side above ``tile_px`` are cut.
+
+    Raises
+    ------
+    ConfigError
+        As `check_tiles` and `load_engine`.
+    EngineError
+        As `load_engine`.
+    """
+    tile = Counts(frame_shape_px, pixel_format, bit_depth)
+    if max(frame_shape_px) <= tile_px:
+        return _load(bundle, tile, backend, precision, hint)
+    check_tiles(bundle, precision, backend=backend, pixel_format=pixel_format, tile_px=tile_px)
+    manifest, path, frame = manifest_of(bundle, precision), model_path(bundle, precision), tile
+    step_px, margin_px = _step_and_margin_px(manifest)
+    rows, columns = (spans(side, tile_px=tile_px, margin_px=margin_px, step_px=step_px) for side in frame.shape_px)
+    tile = Counts((rows[0].stop, columns[0].stop), pixel_format, bit_depth)
+    if not reads_the_whole_frame(path):
+        return TiledEngine(_load(bundle, tile, backend, precision, hint), frame, rows, columns)
+    light = OpenVinoLight(path, manifest, frame, hint=hint)
+    assert step_px % light.cell_px == 0  # noqa: S101  or a tile would begin inside a cell; 1/8 is all the networks have
+    engine = OpenVinoEngine(path, manifest, tile, hint=hint, light_given=True)
+    return TiledEngine(engine, frame, rows, columns, light)
+
+
+def check_tiles(
+    bundle: Bundle, precision: Precision, *, backend: Backend, pixel_format: PixelFormat, tile_px: int
+) -> None:
+    """Refuse what cannot be computed tile by tile.
+
+    Raises
+    ------
+    ConfigError
+        The model's result depends on the whole picture, or on what only OpenVINO can be given apart from it; a pixel
+        of the format does not stand for itself; or the tile is not larger than what is thrown away of it.
+    """
+    manifest = manifest_of(bundle, precision)
+    instead = "Make the pictures smaller, or allow larger tiles (--tile-px) where there is memory for them."
+    if manifest.task == "neural-lens":
+        raise ConfigError(f"{DEPENDS_ON_ALL} {manifest.name} is a neural lens. {instead}")
+    step_px, margin_px = _step_and_margin_px(manifest)
+    if tile_px < 2 * (margin_px + step_px):
+        raise ConfigError(
+            f"Tiles of {tile_px} px are too small for {manifest.name}: {margin_px} px along each seam are thrown away, "
+            f"so at least {2 * (margin_px + step_px)} px are expected."
+        )
+    if LAYOUTS[pixel_format].packed or pixel_format.startswith("bayer"):
+        raise ConfigError(
+            f"Frames of {pixel_format} cannot be cut into tiles: a pixel is not by itself. Tiles are for mono8, mono16 "
+            "and rgb8."
+        )
+    path = model_path(bundle, precision)
+    if not reads_the_whole_frame(path):
+        return
+    if backend != "openvino":
+        raise ConfigError(
+            f"{manifest.name} evens out the light from the mean of the whole frame, which tiles have to be given: only "
+            f'the back end "openvino" can do that, not {backend!r}. Choose it, or: {instead}'
+        )
+    try:
+        check_cut(path)
+    except ConfigError as exc:
+        raise ConfigError(f"{exc} {instead}") from exc
+
+
+class TiledEngine:
+    """An engine for frames, over an engine for tiles of them; implements `edge.devices.Engine`.
+
+    A tile is copied in and its inner part out, beside what the engine of the tiles costs: this is for files, not for
+    the live loop.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        frame: Counts,
+        rows: Sequence[Span],
+        columns: Sequence[Span],
+        light: OpenVinoLight | None = None,
+    ) -> None:
+        self.manifest, self.backend, self.precision = engine.manifest, engine.backend, engine.precision
+        self.passes_per_frame = engine.passes_per_frame
+        self.tiles = len(rows) * len(columns)
+        self._engine, self._frame, self._light = engine, frame, light
+        self._cuts = list(itertools.product(rows, columns))
+        self._slot = engine.allocate(1).acquire(timeout_s=0)
+        sides = [self.manifest.scale * side for side in frame.shape_px]
+        self._outputs: dict[str, NDArray[Any]] = {
+            spec.name: np.empty([*sides, 3] if spec.channels == 3 else sides, frame.result_dtype)
+            for spec in self.manifest.outputs
+        }
+
+    def allocate(self, slots: int) -> FramePool:
+        """``slots`` whole frames."""
+        return FramePool([aligned_empty(self._frame.slot_shape, self._frame.dtype) for _ in range(slots)])
+
+    def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        """All outputs of the whole frame."""
+        light = None if self._light is None else self._light.infer(pixels)
+        scale = self.manifest.scale
+        for y, x in self._cuts:
+            self._slot[:] = pixels[y.start : y.stop, x.start : x.stop]
+            if light is not None:
+                self._give_light(light, y, x)
+            for name, tile in self._engine.infer(self._slot).items():
+                self._outputs[name][_scaled(scale, y.first, y.end, x.first, x.end)] = tile[
+                    _scaled(scale, y.first - y.start, y.end - y.start, x.first - x.start, x.end - x.start)
+                ]
+        return self._outputs
+
+    def close(self) -> None:
+        """Close the engine of the tiles."""
+        self._engine.close()
+
+    def _give_light(self, light: NDArray[np.float32], y: Span, x: Span) -> None:
+        assert self._light is not None  # noqa: S101
+        assert isinstance(self._engine, OpenVinoEngine)  # noqa: S101
+        assert self._engine.light is not None  # noqa: S101
+        cell = self._light.cell_px
+        self._engine.light[:] = light[..., y.start // cell : -(-y.stop // cell), x.start // cell : -(-x.stop // cell)]
+
+
+def _load(bundle: Bundle, counts: Counts, backend: Backend, precision: Precision, hint: Hint) -> Engine:
+    return load_engine(
+        bundle,
+        frame_shape_px=counts.shape_px,
+        pixel_format=counts.pixel_format,
+        bit_depth=counts.bit_depth,
+        backend=backend,
+        precision=precision,
+        hint=hint,
+    )
+
+
+def _step_and_margin_px(manifest: Manifest) -> tuple[int, int]:
+    """What tiles begin at multiples of, and how far from a seam's tile end results are used.
+
+    The manifest's halo is what metrics leave out. Cut off there, sem-lite still differs by 0.003 of full scale, twice
+    as far away by 2e-7.
+    """
+    step_px = math.lcm(STEP_PX, manifest.side_multiple_px)
+    least_px = max(2 * manifest.halo_px, manifest.min_side_px)
+    return step_px, -(-least_px // step_px) * step_px
+
+
+def _scaled(scale: int, top: int, bottom: int, left: int, right: int) -> tuple[slice, slice]:
+    return slice(scale * top, scale * bottom), slice(scale * left, scale * right)
