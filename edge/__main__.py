@@ -238,6 +238,7 @@ def _run_figures(daemon: Daemon) -> dict[str, Any]:
         "shown": instrument.shown,
         "backend": instrument.engine.backend,
         "precision": instrument.engine.precision,
+        "model_precision": instrument.engine.manifest.precision,
         "simulated": bool(instrument.simulated),
         "simulated_parts": list(instrument.simulated),
         "pixel_size_nm": instrument.pixel_size_nm,

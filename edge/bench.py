@@ -194,6 +194,7 @@ def bench_loop(config: Config, *, viewers: int, windows: int, frames: int) -> di
             "model": instrument.engine.manifest.name,
             "backend": instrument.engine.backend,
             "precision": instrument.engine.precision,
+            "model_precision": instrument.engine.manifest.precision,
             "simulated": True,
         }
 

@@ -295,7 +295,7 @@ class Daemon:
             else:
                 with self._one_start():
                     self._take_over()
-        except BusyError as exc:  # somebody starts or stops something: at the next beat, then
+        except (EdgeError, FirmwareError) as exc:  # somebody starts or stops something: at the next beat, then
             log.debug("the engine that was made waits: %s", exc)
 
     def _take_over(self) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,8 +26,11 @@ from edge.engine.choice import Candidate, Choice
 from edge.errors import EngineError
 from edge.jobs import plan_scan
 from edge.status import RunState
+from export.build_engine import Request, build
 from export.plan import PlanKey
 from models.optics import Optics
+from tests.tensorrt.host_loop import HostLoop, HostThread
+from tests.tensorrt.models import ORIN, load_fake
 
 SHAPE_PX = (64, 64)
 KEY = PlanKey(
@@ -306,3 +313,41 @@ def test_an_engine_that_nobody_took_is_closed(make: Callable[..., Daemon], works
     wait([daemon.instrument.making._future], 10)
     daemon.close()
     assert sorted(workshop.closed) == ["openvino", "tensorrt"]
+
+
+def test_the_whole_way_on_the_stand_in_for_tensorrt(
+    new_bundle: Callable[..., Path], small_specimen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real choice, plans and engine; only TensorRT, the GPU and the child process are others."""
+    load_fake(monkeypatch, "10.3.0")
+    monkeypatch.setattr("export.plan.this_device", lambda: ORIN)
+    loop = ModuleType("edge.engine.cuda.loop")
+    loop.CudaLoop = HostLoop  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "edge.engine.cuda.loop", loop)
+    monkeypatch.setattr("edge.engine.tensorrt.GpuThread", HostThread)
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    (tmp_path / "state").mkdir(mode=0o700)
+
+    def build_here(job: Job, precision: Any, folder: Path, progress: Any, cancelled: threading.Event) -> None:
+        request = Request(job.bundle.model_path(precision), folder, job.bundle.name, precision, job.shape_px)
+        build(request, emit=lambda event: None, cancelled=cancelled.is_set)
+
+    monkeypatch.setattr(making, "choose", functools.partial(making.choose, build=build_here))
+    config = Config.model_validate(
+        {
+            "camera": {"shape_px": SHAPE_PX, "fps": 200},
+            "engine": {"model": str(new_bundle()), "backend": "tensorrt", "fallback": "openvino"},
+            "specimen": {"path": str(small_specimen), "pixel_size_nm": Optics().pixel_size_nm},
+        }
+    )
+    with closing(Daemon(config)) as daemon:
+        wait([daemon.open().making._future], 60)
+        daemon.start_live(frames=5)
+        daemon.wait(until_job_ends=True)
+        status = daemon.board.status()
+        assert (status.engine.backend, status.engine.fallback) == ("tensorrt", False)
+        assert [one.problem for one in status.engine.candidates] == [None]
+        assert (status.flow.frames, status.flow.copies_per_frame, daemon.job.error) == (5, 0, None)
+    with closing(Daemon(config)) as again:  # what was chosen runs at once
+        assert again.open().making is None
+        assert again.instrument.engine.backend == "tensorrt"

@@ -191,6 +191,12 @@ function okTick() {
   return tick;
 }
 
+/** What runs: the back end, the file where it is not FP32, the arithmetic, and whether it stands in for another. */
+function runs({ backend, precision, model_precision: file, fallback }) {
+  const what = file === "fp32" || file === precision ? precision : `${file} in ${precision}`;
+  return `${backend} ${what}${fallback ? ", for want of TensorRT" : ""}`;
+}
+
 function vitals({ state, engine, flow, rss_mb: rss, disk_free_mb: disk, uptime_s: uptime, version }, stale) {
   const captured = stale ? 0 : flow.capture_fps;
   const ms = (seconds) => (seconds === null || seconds === undefined ? "not measured" : `${(seconds * 1000).toFixed(1)} ms`);
@@ -201,7 +207,7 @@ function vitals({ state, engine, flow, rss_mb: rss, disk_free_mb: disk, uptime_s
     ["engine p99", ms(engine?.engine_s.p99)],
     ["to JPEG p50", ms(flow.latency_s.p50)],
     ["to JPEG p99", ms(flow.latency_s.p99)],
-    ["engine", engine === null ? "–" : `${engine.backend} ${engine.precision}`],
+    ["engine", engine === null ? "–" : runs(engine)],
     ["model file", engine === null ? "–" : engine.sha256.slice(0, 8)],
     ["memory", rss === null ? "not measured" : `${rss.toFixed(0)} MB`],
     ["disk", disk === null ? "not measured" : `${((disk * 1.048576) / 1000).toFixed(0)} GB free`],

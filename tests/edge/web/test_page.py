@@ -156,6 +156,24 @@ def as_lens(box: Any) -> None:
     box.publish(engine=box.board.status().engine.model_copy(update=LENS))
 
 
+def test_an_engine_that_stands_in_for_another_says_so_and_what_is_being_made(
+    box: Any, rhythm: Any, open_page: OpenPage
+) -> None:
+    engine = box.board.status().engine.model_copy(update={"fallback": True, "model_precision": "int8"})
+    making = Problem(
+        key="engine",
+        severity="note",
+        title="enhance-rt runs on openvino in bf16 while an engine is made",
+        what_to_do="enhance-rt for TensorRT, fp16: Building engine, 40 of 100.",
+        since_utc="2026-11-21T17:00:00+00:00",
+    )
+    box.publish(engine=engine, problems=(making,))
+    page = open_page()
+    words = "document.getElementById('vitals').textContent.includes('openvino int8 in bf16, for want of TensorRT')"
+    wait_until(page, words)
+    wait_until(page, "document.body.textContent.includes('Building engine, 40 of 100')")
+
+
 def test_an_output_is_chosen_by_keys_and_the_label_names_what_is_in_the_picture(
     box: Any, rhythm: Any, open_page: OpenPage
 ) -> None:
