@@ -107,7 +107,7 @@ def test_a_driver_that_hangs_does_not_hang_the_one_who_closes(
     waiting.join()
 
 
-def test_a_context_that_cannot_be_popped_does_not_abort_the_process() -> None:
+def test_a_context_that_cannot_be_popped_does_not_abort_the_process(standin: Standin) -> None:
     done = python(
         "from edge.engine.cuda.thread import GpuThread\ngpu = GpuThread()\n"
         f"standin.fail('cuCtxPopCurrent', {INVALID_CONTEXT})\ngpu.close()\ngpu._thread.join(5)\nprint('alive')",
