@@ -22,6 +22,8 @@ _LIMITS = {
     "enhance": """\
 * Structure finer than about half the width of the point-spread function is not in the light; what is drawn there is
   a guess from the training families. Do not measure line widths or count features below that on the enhanced picture.
+* Single particles of less than 100 nm on a plain substrate can get lost: see the table of object sizes, and look at the
+  raw picture too.
 * Absolute reflectivity is a guess where veil and exposure are unknown: trust contrast, not level.
 * The training data and `synthetic:heldout` share what one instrument keeps the same: a veil of 0.2 to 0.4 of the light,
   a white specimen at 0.75 to 0.95 of full scale, a field of 0.9 to 1.1 times the traced one, lamp slopes up to 0.15.
