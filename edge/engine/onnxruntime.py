@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
 from edge.frames import FramePool, aligned_empty
-from export.manifest import Manifest
+from export.errors import PrecisionError
+from export.manifest import Manifest, check_onnxruntime
 
 
 class OnnxRuntimeEngine:
@@ -36,6 +37,10 @@ class OnnxRuntimeEngine:
     ) -> None:
         if hint == "bf16":
             raise ConfigError('ONNX Runtime has no bf16 on the CPU. Set [engine] hint = "f32" or "auto".')
+        try:
+            check_onnxruntime(manifest.precision, ort.__version__)
+        except PrecisionError as exc:
+            raise EngineError(str(exc)) from exc
         self.manifest = manifest
         self.precision = "f32"
         self.passes_per_frame = 1 + len(manifest.outputs)

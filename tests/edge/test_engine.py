@@ -108,6 +108,16 @@ def test_a_precision_that_is_not_in_the_bundle_names_the_command_that_makes_it(i
         load_engine(bundle, **DEFAULTS, precision="fp16")
 
 
+def test_int8_on_a_release_of_onnxruntime_that_computes_it_wrongly_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(make_precisions(tmp_path / "two", {"int8": 0.5}))
+    monkeypatch.setattr("edge.engine.onnxruntime.ort.__version__", "1.23.2")
+    load_engine(bundle, **DEFAULTS, backend="onnxruntime")
+    with pytest.raises(EngineError, match=r"1\.23\.2 computes int8 wrongly.*1\.31 or later.*openvino for int8"):
+        load_engine(bundle, **DEFAULTS, backend="onnxruntime", precision="int8")
+
+
 def test_openvino_runs_the_int8_file_where_the_bundle_has_it(tmp_path: Path) -> None:
     bundle = load_bundle(make_precisions(tmp_path / "two", {"int8": 0.5}))
     engine = load_engine(bundle, **DEFAULTS, precision="int8", hint="f32")
