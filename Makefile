@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The floor of the appliance is JetPack 6's Python 3.10; JetPack 7 brings 3.12.
 FLOORS := 3.10 3.12
 
-.PHONY: run test check bench docs zoo install install-dev system-packages gpu-standins edge-pythons format clean
+.PHONY: run test check bench docs zoo install install-dev system-packages gpu-standins gpu-test edge-pythons format clean
 
 # The appliance alone: small, no torch. Training, export and the tools of the developers come on top of it.
 install: $(VENV)/.appliance
@@ -63,6 +63,10 @@ system-packages:
 gpu-standins: install-dev
 	$(BIN)/python tests/tensorrt/bindings.py install
 	$(BIN)/python -m tests.cuda.standin
+
+# On a machine with an NVIDIA GPU, in a process of its own: a fault of the GPU ends it.
+gpu-test: install-dev
+	$(BIN)/pytest -m gpu tests/gpu
 
 # The fast tests of the appliance and the bridge on the Pythons of JetPack 6 and 7, without torch installed.
 edge-pythons: $(FLOORS:%=edge-python-%)
