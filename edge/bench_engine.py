@@ -8,7 +8,8 @@ slows both:
 * ONNX Runtime and TensorRT against the FP32 model: on ONNX Runtime, or, where that is not installed, on OpenVINO.
 
 The row's `reference` says which. `psnr_to_fp32_db` is that of the worst output on frames of the simulated camera, to
-the same FP32 model, 200 where they are equal.
+the same FP32 model, 200 where they are equal. A bundle without an FP32 file (networks of random weights) has neither:
+these figures are None then.
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ class Scene:
     camera: SimulatedCamera
     pictures: NDArray[Any]
 
+    @property
+    def full_scale(self) -> int:
+        """In counts."""
+        return (1 << self.camera.bit_depth) - 1
+
     def load(self, backend: Backend, precision: Precision, hint: str) -> Engine:
         """Errors as `load_engine`."""
         return load_engine(
@@ -81,10 +87,14 @@ class Scene:
             hint=hint,  # type: ignore[arg-type]
         )
 
-    @property
-    def full_scale(self) -> int:
-        """In counts."""
-        return (1 << self.camera.bit_depth) - 1
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The FP32 model: how fast it is, and what it makes of the pictures."""
+
+    words: str
+    run: Run
+    expected: list[dict[str, NDArray[Any]]]
 
 
 def bench_engine(
@@ -122,37 +132,54 @@ def bench_engine(
     left_out: list[str] = []
     for model in models:
         scene = _scene(find_bundle(model), shape_px)
-        with ExitStack() as closing_reference:
-            by: Backend = "onnxruntime" if _installed("onnxruntime") else "openvino"
-            fp32 = scene.load(by, "fp32", "f32")
-            closing_reference.callback(fp32.close)
-            expected = [pictures_of(fp32, picture) for picture in scene.pictures]
-            run_fp32, _ = _on_slots(fp32, scene.pictures)
+        with ExitStack() as held:
+            fp32 = _reference(scene, held) if "fp32" in scene.bundle.precisions else None
             for engine, path in _engines(scene, backends, precisions, left_out):
                 with closing(engine):
-                    run, slots = _on_slots(engine, scene.pictures)
-                    worst_db = min(
-                        psnr_db(picture, wanted[name], scene.full_scale)
-                        for slot, wanted in zip(slots, expected, strict=True)
-                        for name, picture in engine.infer(slot).items()
-                    )
-                    reference, words = run_fp32, f"{by} fp32"
-                    if engine.backend == "openvino":
-                        values = scene.pictures * np.float32(1 / scene.full_scale)
-                        reference, words = openvino_loop(path, values, engine.precision), OPENVINO_LOOP
-                    row = {
-                        "model": scene.bundle.name,
-                        "backend": engine.backend,
-                        "precision": engine.manifest.precision,
-                        "arithmetic": engine.precision,
-                        "shape": list(scene.camera.shape),
-                        **_figures(run, reference, windows, clock),
-                        "reference": words,
-                        "psnr_to_fp32_db": worst_db,
-                    }
-                rows.append(row)
-                log.info("%(model)s on %(backend)s, %(precision)s in %(arithmetic)s: %(fps).1f frames/s", row)
+                    rows.append(_row(scene, engine, path, fp32, windows, clock))
+                log.info("%(model)s on %(backend)s, %(precision)s in %(arithmetic)s: %(fps).1f frames/s", rows[-1])
     return rows, left_out
+
+
+def _reference(scene: Scene, held: ExitStack) -> Reference:
+    backend: Backend = "onnxruntime" if _installed("onnxruntime") else "openvino"
+    engine = scene.load(backend, "fp32", "f32")
+    held.callback(engine.close)
+    expected = [pictures_of(engine, picture) for picture in scene.pictures]
+    return Reference(f"{backend} fp32", _on_slots(engine, scene.pictures)[0], expected)
+
+
+def _row(
+    scene: Scene,
+    engine: Engine,
+    path: Path,
+    fp32: Reference | None,
+    windows: int,
+    clock: Callable[[], float],
+) -> dict[str, Any]:
+    run, slots = _on_slots(engine, scene.pictures)
+    worst_db = None
+    if fp32 is not None:
+        worst_db = min(
+            psnr_db(picture, wanted[name], scene.full_scale)
+            for slot, wanted in zip(slots, fp32.expected, strict=True)
+            for name, picture in engine.infer(slot).items()
+        )
+    reference = None if fp32 is None else fp32.run
+    words = None if fp32 is None else fp32.words
+    if engine.backend == "openvino":
+        values = scene.pictures * np.float32(1 / scene.full_scale)
+        reference, words = openvino_loop(path, values, engine.precision), OPENVINO_LOOP
+    return {
+        "model": scene.bundle.name,
+        "backend": engine.backend,
+        "precision": engine.manifest.precision,
+        "arithmetic": engine.precision,
+        "shape": list(scene.camera.shape),
+        **_figures(run, reference, windows, clock),
+        "reference": words,
+        "psnr_to_fp32_db": worst_db,
+    }
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -170,12 +197,16 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
             f"{1e3 * row['p50_s']:.2f} ms",
             f"{1e3 * row['p99_s']:.2f} ms",
             f"{row['fps']:.1f}",
-            f"{row['ratio_to_reference']:.3f}",
-            row["reference"],
-            f"{row['psnr_to_fp32_db']:.1f}",
+            _words(row["ratio_to_reference"], ".3f"),
+            row["reference"] or "-",
+            _words(row["psnr_to_fp32_db"], ".1f"),
             "contended" if row["contended"] else "",
         )
     Console(width=max(Console().width, _TABLE_WIDTH)).print(table)  # a pipe has 80 columns, which are too few
+
+
+def _words(figure: float | None, how: str) -> str:
+    return "-" if figure is None else format(figure, how)
 
 
 def openvino_loop(path: Path, values: NDArray[np.float32], precision: str) -> Run:
@@ -201,7 +232,8 @@ def openvino_loop(path: Path, values: NDArray[np.float32], precision: str) -> Ru
 
 def _scene(bundle: Bundle, shape_px: tuple[int, int] | None) -> Scene:
     camera = {} if shape_px is None else {"shape_px": shape_px}
-    config = fitted(Config.model_validate({"camera": camera}), manifest_of(bundle, "fp32"))
+    any_file = "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]
+    config = fitted(Config.model_validate({"camera": camera}), manifest_of(bundle, any_file))
     opened = open_camera(config, pose_um=lambda: PositionUm(50, 50, 5))
     assert isinstance(opened, SimulatedCamera)  # noqa: S101  it is the configuration's default
     with closing(opened):
@@ -267,21 +299,17 @@ class Window:
         return statistics.fmean(self.reference_s) / statistics.fmean(self.subject_s)
 
 
-def _figures(subject: Run, reference: Run, windows: int, clock: Callable[[], float]) -> dict[str, Any]:
+def _figures(subject: Run, reference: Run | None, windows: int, clock: Callable[[], float]) -> dict[str, Any]:
     """Of the undisturbed windows: percentiles over their frames, medians of their rates and ratios."""
-    frame_s = max(min(_times(run, 3, clock)) for run in (subject, reference))  # warm; the first may be slow
+    pair = [subject] if reference is None else [subject, reference]
+    frame_s = max(min(_times(run, 3, clock)) for run in pair)  # warm; the first may be slow
     frames = max(LEAST_FRAMES, math.ceil(WINDOW_S / max(frame_s, 1e-6)))
-    turn = 0
 
     def window() -> Window:
-        nonlocal turn
-        turn += 1
         others = OtherWork([])
-        if turn % 2:  # neither is always the one that finds the other's caches
-            subject_s, reference_s = _times(subject, frames, clock), _times(reference, frames, clock)
-        else:
-            reference_s, subject_s = _times(reference, frames, clock), _times(subject, frames, clock)
-        return Window(subject_s, reference_s, others.cores())
+        times_s = {run: _times(run, frames, clock) for run in pair}
+        pair.reverse()  # neither is always the one that finds the other's caches
+        return Window(times_s[subject], [] if reference is None else times_s[reference], others.cores())
 
     kept, tried = undisturbed(window, windows)
     p50, p99 = np.percentile([time_s for one in kept for time_s in one.subject_s], (50, 99))
@@ -289,7 +317,7 @@ def _figures(subject: Run, reference: Run, windows: int, clock: Callable[[], flo
         "p50_s": float(p50),
         "p99_s": float(p99),
         "fps": statistics.median(1 / statistics.fmean(one.subject_s) for one in kept),
-        "ratio_to_reference": statistics.median(one.ratio for one in kept),
+        "ratio_to_reference": None if reference is None else statistics.median(one.ratio for one in kept),
         "frames": frames * len(kept),
         "windows": len(kept),
         "windows_tried": tried,

@@ -57,6 +57,20 @@ def test_every_back_end_and_precision_that_is_there_has_a_row(tmp_path: Path, mo
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_bundle_without_fp32_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    bundle = make_precisions(tmp_path / "random", {"int8": 0.9})
+    index = json.loads((bundle / "bundle.json").read_text())
+    del index["precisions"]["fp32"]
+    (bundle / "bundle.json").write_text(json.dumps(index))
+    rows, _ = bench_engine.bench_engine([str(bundle)], precisions=["int8"], shape_px=(32, 32), windows=1)
+    assert {row["psnr_to_fp32_db"] for row in rows} == {None}
+    ratios = {row["backend"]: row["ratio_to_reference"] for row in rows}
+    assert ratios["openvino"] > 0
+    assert ratios.get("onnxruntime") is None
+    bench_engine.print_rows(rows)
+
+
+@pytest.mark.usefixtures("quick")
 def test_what_is_not_there_is_left_out_with_the_command_that_makes_it(identity_bundle: Path) -> None:
     rows, left_out = bench_engine.bench_engine(
         [str(identity_bundle)], backends=["openvino", "tensorrt"], precisions=["int8"], shape_px=(32, 32), windows=1
