@@ -32,6 +32,13 @@ class TestOpenVino(EngineContract):
     def test_no_host_pass_is_needed(self, load: Callable[..., Engine]) -> None:
         assert load().passes_per_frame == 0
         assert load({"outputs": ("enhanced", "colour"), "scale": 2}).passes_per_frame == 0
+        assert load(pixel_format="rgb8").passes_per_frame == 0
+
+    @pytest.mark.parametrize("pixel_format", ["mono10p", "mono12p", "bayer_rg8"])
+    def test_the_pass_over_packed_and_bayer_frames_is_counted(
+        self, load: Callable[..., Engine], pixel_format: str
+    ) -> None:
+        assert load(pixel_format=pixel_format).passes_per_frame == 1
 
     def test_the_arithmetic_is_pinned_and_shown(self, load: Callable[..., Engine]) -> None:
         assert load(hint="f32").precision == "f32"
@@ -77,6 +84,22 @@ def test_every_back_end_of_the_table_can_be_imported() -> None:
 def test_a_bit_depth_that_does_not_fit_the_format_is_refused(identity_bundle: Path) -> None:
     with pytest.raises(ConfigError, match="bit depth of 12 does not fit mono8"):
         load_engine(load_bundle(identity_bundle), **{**DEFAULTS, "bit_depth": 12})
+
+
+def test_the_bits_of_a_packed_format_are_its_own_and_not_those_of_its_bytes(identity_bundle: Path) -> None:
+    bundle = load_bundle(identity_bundle)
+    load_engine(bundle, **{**DEFAULTS, "pixel_format": "mono12p", "bit_depth": 12})
+    with pytest.raises(ConfigError, match="bit depth of 12 does not fit mono10p: expected 1 to 10"):
+        load_engine(bundle, **{**DEFAULTS, "pixel_format": "mono10p", "bit_depth": 12})
+
+
+def test_colour_frames_may_be_told_by_the_shape_of_their_array(identity_bundle: Path) -> None:
+    bundle, colour = load_bundle(identity_bundle), {**DEFAULTS, "pixel_format": "rgb8"}
+    for shape in ((32, 48), (32, 48, 3)):
+        engine = load_engine(bundle, **{**colour, "frame_shape_px": shape})
+        assert engine.allocate(1).shape == (32, 48, 3)
+    with pytest.raises(ConfigError, match="one channel"):
+        load_engine(bundle, **{**DEFAULTS, "frame_shape_px": (32, 48, 3)})
 
 
 def test_a_frame_smaller_than_the_model_takes_is_refused(identity_bundle: Path) -> None:
