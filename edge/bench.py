@@ -152,6 +152,11 @@ def bench_loop(config: Config, *, viewers: int, windows: int, frames: int) -> di
         instrument = daemon.open()
         if not isinstance(instrument.camera, SimulatedCamera):
             raise ConfigError("bench loop renders its frames with the simulated camera. Leave --camera out.")
+        if instrument.making is not None:
+            raise EdgeError(
+                f"{instrument.engine.backend} would be measured in the place of an engine that is not made yet. Let "
+                "superlens doctor --selftest make it first, with the same configuration."
+            )
         camera = instrument.camera
         exposure_s = config.camera.exposure_s
         pictures = render(camera, instrument.pool, exposure_s=exposure_s, frames=DISTINCT_FRAMES)

@@ -92,6 +92,7 @@ class Daemon:
             self.instrument = open_instrument(self.config, progress=self._note_build, cancelled=self._quit)
         except (EdgeError, FirmwareError) as exc:
             self._start_error = str(exc)
+            self._problems.pop("engine", None)  # none is being made any more
             self.beat()
             raise
         self._start_error = None

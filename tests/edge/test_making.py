@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 from edge import making
+from edge.bench import bench_loop
 from edge.config import Config
 from edge.daemon import Daemon
 from edge.devices import Engine
 from edge.engine import load_engine
 from edge.engine.builder import BuildProgress, Job
 from edge.engine.choice import Candidate, Choice
-from edge.errors import EngineError
+from edge.errors import EdgeError, EngineError
 from edge.jobs import plan_scan
 from edge.status import RunState
 from export.build_engine import Request, build
@@ -297,6 +298,7 @@ def test_quitting_cancels_a_build_that_everything_waits_for(make: Callable[..., 
     opening.join(10)
     assert [str(error) for error in errors] == ["The build was cancelled."]
     assert daemon.instrument is None
+    assert (daemon.board.status().start_error, daemon.board.status().problems) == ("The build was cancelled.", ())
 
 
 def test_closing_cancels_the_build_and_waits_for_it(make: Callable[..., Daemon], workshop: Workshop) -> None:
@@ -304,6 +306,11 @@ def test_closing_cancels_the_build_and_waits_for_it(make: Callable[..., Daemon],
     future = daemon.open().making._future
     daemon.close()
     assert isinstance(future.exception(0), EngineError)
+
+
+def test_the_bench_does_not_measure_what_stands_in(make: Callable[..., Daemon], workshop: Workshop) -> None:
+    with pytest.raises(EdgeError, match="openvino would be measured in the place of an engine that is not made yet"):
+        bench_loop(make().config, viewers=0, windows=1, frames=400)
 
 
 def test_an_engine_that_nobody_took_is_closed(make: Callable[..., Daemon], workshop: Workshop) -> None:
