@@ -7,30 +7,26 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge import __version__
-from edge.config import Config, load_config
+from edge.bench_commands import bench
+from edge.config import load_config
 from edge.errors import ConfigError, EdgeError
+from edge.options import config_from, config_options, errors_as_exit_codes, json_option, print_json
 from edge.process import log_tail, quit_on_signals, set_up_log, share_heaps
 from firmware_bridge.errors import FirmwareError
 
 if TYPE_CHECKING:
     from edge.daemon import Daemon
-    from edge.engine import Backend
     from edge.web import PageServer
-    from export.manifest import Precision
 
 log = logging.getLogger(__name__)
-
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,109 +38,24 @@ def main(verbose: bool) -> None:
     share_heaps()
 
 
-@contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
-    """One clear line on stderr and an exit code; never a traceback for what a user can mend."""
-    try:
-        yield
-    except ConfigError as exc:
-        click.echo(f"superlens: {exc}", err=True)
-        sys.exit(2)
-    except (EdgeError, FirmwareError) as exc:
-        click.echo(f"superlens: {exc}", err=True)
-        sys.exit(1)
-
-
-def _config_options(command: FunctionT) -> FunctionT:
-    """The options every command shares that opens an instrument."""
-    for option in reversed(
-        (
-            click.option(
-                "--config", "config_path", type=click.Path(path_type=Path), help="TOML file; see check-config."
-            ),
-            click.option("--camera", help='"simulated" or "replay:PATH" (image, folder, TIFF stack or .npz).'),
-            click.option("--model", help="Bundle folder, or the name of a bundle that ships with superlens."),
-            click.option("--show", help="Which of the model's outputs is on view, and goes into a scan [its first]."),
-            click.option("--fps", type=float, help="Frame rate of the simulated camera, or pacing of a replay."),
-            click.option("--bit-depth", type=int, help="Bits the camera's counts have, if fewer than the file's."),
-            click.option("--pixel-size-nm", type=float, help="Size of a pixel on the specimen."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def _config(
-    config_path: Path | None,
-    camera: str | None,
-    model: str | None,
-    show: str | None,
-    fps: float | None,
-    bit_depth: int | None,
-    pixel_size_nm: float | None,
-    web: Mapping[str, Any] | None = None,
-) -> Config:
-    driver, _, path = (camera or "").partition(":")
-    if path and driver != "replay":
-        raise ConfigError(f"--camera {camera}: only replay takes a path, as in replay:FILE.")
-    return load_config(
-        config_path,
-        {
-            "camera": {
-                "driver": driver or None,
-                "path": path or None,
-                "fps": fps,
-                "bit_depth": bit_depth,
-                "pixel_size_nm": pixel_size_nm,
-            },
-            "engine": {"model": model, "show": show},
-            "web": dict(web or {}),
-        },
-    )
-
-
-def _print_json(target: str | None, document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-    """Write the result where ``--json`` says: a file, or ``-`` for standard output."""
-    if target is None:
-        return
-    text = json.dumps(document, indent=2, default=str)
-    if target == "-":
-        click.echo(text)
-        return
-    try:
-        Path(target).write_text(text + "\n", encoding="utf-8")
-    except OSError as exc:
-        raise EdgeError(f"The result could not be written to {target}: {exc}.") from exc
-
-
-def _writable(context: click.Context, parameter: click.Parameter, target: str | None) -> str | None:
-    """Notice a result that could not be written before the work, not after it."""
-    del context
-    if target not in (None, "-") and not os.access(Path(target).parent, os.W_OK):
-        raise click.BadParameter(f"the folder of {target} does not exist or is not writable", param=parameter)
-    return target
-
-
-_json_option = click.option(
-    "--json", "json_path", metavar="FILE", callback=_writable, help='Write the figures as JSON; "-" is stdout.'
-)
+main.add_command(bench)
 
 
 @main.command()
-@_config_options
+@config_options
 @click.option("--host", help="Address of the status page; only loopback, until logins are built.")
 @click.option("--port", type=int, help="Port of the status page [8080].")
 @click.option("--no-web", is_flag=True, help="No page; pictures are still encoded as for one.")
 @click.option("--frames", type=click.IntRange(min=1), help="End after this many enhanced frames.")
-@_json_option
+@json_option
 def run(
     *, host: str | None, port: int | None, no_web: bool, frames: int | None, json_path: str | None, **options: Any
 ) -> None:
     """Enhance live video, and show it on the status page."""
     from edge.daemon import Daemon
 
-    with _errors_as_exit_codes():
-        config = _config(**options, web={"host": host, "port": port})
+    with errors_as_exit_codes():
+        config = config_from(**options, web={"host": host, "port": port})
         daemon = Daemon(config)
         quit_on_signals(daemon.quit)
         server = None
@@ -169,7 +80,7 @@ def run(
             daemon.close()
             if server is not None:
                 server.close()
-        _print_json(json_path, result)
+        print_json(json_path, result)
         job = daemon.job
         if never_started:
             raise EdgeError(f"The instrument did not start. {result['error']}")
@@ -248,12 +159,12 @@ def _run_figures(daemon: Daemon) -> dict[str, Any]:
 
 
 @main.command()
-@_config_options
+@config_options
 @click.option("--region-um", type=float, nargs=2, required=True, metavar="WIDTH HEIGHT", help="x then y, stage axes.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for tiles and mosaic.")
 @click.option("--overlap", type=float, default=0.15, show_default=True, help="Share of a tile that the next repeats.")
 @click.option("--settle-s", type=float, default=0.0, show_default=True, help="Extra wait at each tile.")
-@_json_option
+@json_option
 def scan(
     *,
     region_um: tuple[float, float],
@@ -267,8 +178,8 @@ def scan(
     from edge.daemon import Daemon
     from edge.jobs import plan_scan
 
-    with _errors_as_exit_codes():
-        daemon = Daemon(_config(**options))
+    with errors_as_exit_codes():
+        daemon = Daemon(config_from(**options))
         quit_on_signals(daemon.quit)
         try:
             instrument = daemon.open()
@@ -283,7 +194,7 @@ def scan(
         if job is None or job.recorder is None:
             raise EdgeError("The scan did not begin.")
         recorder = job.recorder
-        _print_json(
+        print_json(
             json_path,
             {
                 "tiles": len(recorder.tiles),
@@ -315,14 +226,14 @@ def scan(
 @click.option("--bit-depth", type=int, help="Bits the counts have, if fewer than the file's type.")
 @click.option("--pixel-size-nm", type=float, help="Size of a pixel on the specimen.")
 @click.option("--resample", is_flag=True, help="Resample to the model's pixel size where it differs by more than 10 %.")
-@_json_option
+@json_option
 def enhance(*, sources: tuple[Path, ...], out: Path, json_path: str | None, **options: Any) -> None:
     """Enhance image files: each becomes OUT/<name>_enhanced.ome.tif."""
     from edge.offline import enhance_files
 
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         config = load_config(None, {"engine": {"model": options["model"], "backend": options["backend"]}})
-        _print_json(
+        print_json(
             json_path,
             enhance_files(
                 sources,
@@ -337,12 +248,12 @@ def enhance(*, sources: tuple[Path, ...], out: Path, json_path: str | None, **op
 
 @main.command("check-config")
 @click.argument("path", type=click.Path(path_type=Path), required=False)
-@_json_option
+@json_option
 def check_config(*, path: Path | None, json_path: str | None) -> None:
     """Check a configuration file without opening anything; without PATH, show the defaults."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         config = load_config(path)
-        _print_json(json_path, config.model_dump(mode="json"))
+        print_json(json_path, config.model_dump(mode="json"))
         if json_path is None:
             click.echo(
                 f"{path or 'the defaults'}: in order" if path else json.dumps(config.model_dump(mode="json"), indent=2)
@@ -351,125 +262,29 @@ def check_config(*, path: Path | None, json_path: str | None) -> None:
 
 @main.command()
 @click.option("--selftest", is_flag=True, help="Try the engine and the camera too, and write a report; minutes.")
-@_config_options
-@_json_option
+@config_options
+@json_option
 def doctor(*, selftest: bool, json_path: str | None, **options: Any) -> None:
     """Say what is installed, what is present and what is missing."""
     from edge.doctor import examine, print_checks, print_report, required_versions
 
-    with _errors_as_exit_codes():
-        config = _config(**options)
+    with errors_as_exit_codes():
+        config = config_from(**options)
         if not selftest:
             report = examine()
             if json_path != "-":
                 print_report(report)
-            _print_json(json_path, report)
+            print_json(json_path, report)
             return
         from edge.selftest import self_test
 
         report = self_test(config, versions=required_versions(), progress=lambda step: click.echo(step, err=True))
         if json_path != "-":
             print_checks(report)
-        _print_json(json_path, report)
+        print_json(json_path, report)
         click.echo(f"report: {report['report']}", err=True)
         if not report["passed"]:
             raise EdgeError(f"The self-test failed. {'; '.join(report['problems'])}")
-
-
-@main.group()
-def bench() -> None:
-    """Measure this machine."""
-
-
-@bench.command()
-@_config_options
-@click.option("--viewers", type=click.IntRange(0, 8), default=1, show_default=True, help="Browsers watching /video.")
-@click.option(
-    "--windows", type=click.IntRange(1, 15), default=5, show_default=True, help="Windows to take the median of."
-)
-@click.option(
-    "--frames", type=click.IntRange(min=400), default=5000, show_default=True, help="Frames in all, at least."
-)
-@_json_option
-def loop(*, viewers: int, windows: int, frames: int, json_path: str | None, **options: Any) -> None:
-    """The whole loop against the bare engine, in one run."""
-    from edge.bench import bench_loop
-
-    with _errors_as_exit_codes():
-        figures = bench_loop(_config(**options), viewers=viewers, windows=windows, frames=frames)
-        if json_path != "-":
-            click.echo(json.dumps(figures, indent=2))
-        _print_json(json_path, figures)
-
-
-@bench.command()
-@click.option(
-    "--model", "models", multiple=True, help="Bundle folder or name; may be given several times [enhance-rt]."
-)
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    type=click.Choice(["openvino", "onnxruntime", "tensorrt"]),
-    help="May be given several times [all that are installed].",
-)
-@click.option(
-    "--precision",
-    "precisions",
-    multiple=True,
-    type=click.Choice(["fp32", "fp16", "int8", "int8_fp16"]),
-    help="May be given several times [all that a back end has a use for].",
-)
-@click.option("--shape", "shape_px", type=click.IntRange(16, 8192), nargs=2, metavar="H W", help="Of the frames, px.")
-@click.option("--windows", type=click.IntRange(1, 15), default=5, show_default=True, help="To take the median of.")
-@_json_option
-def engine(
-    *,
-    models: tuple[str, ...],
-    backends: tuple[Backend, ...],
-    precisions: tuple[Precision, ...],
-    shape_px: tuple[int, int] | None,
-    windows: int,
-    json_path: str | None,
-) -> None:
-    """Back ends and precisions side by side, each in turn with its reference."""
-    from edge.bench_engine import bench_engine, print_rows
-
-    with _errors_as_exit_codes():
-        rows, left_out = bench_engine(
-            models or (Config().engine.model,),
-            backends=backends,
-            precisions=precisions,
-            shape_px=shape_px,
-            windows=windows,
-        )
-        for line in left_out:
-            click.echo(f"left out: {line}", err=True)
-        if not rows:
-            raise EdgeError("Nothing of what was asked for can be measured here; see what was left out.")
-        if json_path != "-":
-            print_rows(rows)
-        _print_json(json_path, rows)
-
-
-@bench.command()
-@_config_options
-@click.option("--frames", type=click.IntRange(min=1), default=32, show_default=True, help="Of each camera.")
-@_json_option
-def copy(*, frames: int, json_path: str | None, **options: Any) -> None:
-    """How often the bytes of a frame are copied, per kind of camera."""
-    from edge.bench_copy import SHAPE_PX, bench_copy
-
-    with _errors_as_exit_codes():
-        config = _config(**options)
-        if "shape_px" not in config.camera.model_fields_set:  # a small frame is copied as often as a large one
-            camera = config.camera.model_copy(update={"shape_px": SHAPE_PX})
-            config = config.model_copy(update={"camera": camera})
-        figures = bench_copy(config, frames=frames)
-        if json_path != "-":
-            for name, copies in figures.items():
-                click.echo(f"{name}: {copies:g} copies per frame")
-        _print_json(json_path, figures)
 
 
 if __name__ == "__main__":
