@@ -48,7 +48,7 @@ zoo: $(MODEL:%=zoo-%)
 zoo-%: install-dev
 	$(BIN)/superlens-train fit $* --out build/$* $$(test ! -f build/$*/state.safetensors || echo --resume)
 	$(BIN)/superlens-export convert build/$*/best.safetensors --out models/zoo/$*
-	$(BIN)/superlens-export evaluate models/zoo/$* --write-card
+	$(BIN)/superlens-export evaluate models/zoo/$* --html build/$*.html --write-card
 
 format: install-dev
 	$(BIN)/ruff format .

@@ -145,4 +145,7 @@ def _cell(value: Any) -> str:
 
 def _reach(halo_px: int) -> str:
     """How far a network looks: a halo of 0 is what one has whose reach is no number of pixels."""
-    return f"{halo_px} px around it" if halo_px else "the whole picture"
+    if not halo_px:
+        return "the whole picture"
+    frame = "where light is evened out or channels are weighed on the whole frame's light"
+    return f"structure within {halo_px} px, and {frame}"

@@ -108,26 +108,40 @@ def load_weights(net: Network, path: Path) -> None:
 
 
 def save_state(
-    path: Path, nets: nn.ModuleDict, ema: Network, optimizers: Mapping[str, torch.optim.Optimizer], state: State
+    path: Path,
+    recipe: Recipe,
+    nets: nn.ModuleDict,
+    ema: Network,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    state: State,
 ) -> None:
-    """Write everything that the next step depends on, apart from the recipe and the number of the step."""
+    """Write everything that the next step depends on."""
     tensors = {f"nets/{name}": _stored(value) for name, value in nets.state_dict().items()}
     tensors |= {f"ema/{name}": _stored(value) for name, value in ema.state_dict().items()}
     for name, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{name}/{index}/{key}": _stored(value) for key, value in moments.items()}
-    _save(path, tensors, state._asdict())
+    _save(path, tensors, state._asdict() | {"recipe": recipe.model_dump(mode="json")})
 
 
-def load_state(path: Path, nets: nn.ModuleDict, ema: Network, optimizers: Mapping[str, torch.optim.Optimizer]) -> State:
+def load_state(
+    path: Path, recipe: Recipe, nets: nn.ModuleDict, ema: Network, optimizers: Mapping[str, torch.optim.Optimizer]
+) -> State:
     """Put a run back to where `save_state` saw it.
 
     Raises
     ------
     CheckpointError
-        There is no state, or it is of other networks or another release.
+        There is no state, or it is of another recipe, by any key, or of another release.
     """
     tensors, about = _load(path)
+    begun, now = (_flat(content) for content in (about.pop("recipe", {}), recipe.model_dump(mode="json")))
+    if other := sorted(key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key)):
+        said = ", ".join(f"{key} was {begun.get(key)!r} and is {now.get(key)!r}" for key in other[:5])
+        raise CheckpointError(
+            f"{path} is of a run with another recipe: {said}; resume with the same recipe and options, or begin anew in"
+            " another folder"
+        )
     parts: dict[str, dict[str, Tensor]] = {"nets": {}, "ema": {}, "optimizer": {}}
     try:
         for name, value in tensors.items():
@@ -149,6 +163,14 @@ def load_state(path: Path, nets: nn.ModuleDict, ema: Network, optimizers: Mappin
             f"{path} is no state of this recipe ({exc}); resume with the recipe it was begun with, or begin anew"
             " in another folder"
         ) from exc
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from skimage.exposure import match_histograms
 from skimage.restoration import denoise_tv_chambolle
 
+from models.metrics import psnr_db
+
 Image = NDArray[np.float32]
 
 _DARKEST = 1e-4  # Richardson-Lucy divides by the picture
@@ -253,3 +255,21 @@ def _neighbours(place: tuple[int, ...], sizes: Sequence[int]) -> list[tuple[int,
         for step in (-1, 1)
         if 0 <= place[axis] + step < size
     ]
+
+
+def best_matched(
+    images: Sequence[Image], truths: Sequence[Image], psfs: Sequence[Image | None], *, border_px: int = 0
+) -> Best:
+    """The best histogram-matched Wiener result, by PSNR; where a PSF is not known, of the methods that need none.
+
+    What a classical method can do where the truth shows another quantity than the picture, as an SEM image does.
+    """
+    candidates = methods(psf_known=False) if any(psf is None for psf in psfs) else [METHODS["wiener"]]
+
+    def score(image: Image, number: int) -> float:
+        return psnr_db(histogram_matched(image, truths[number]), truths[number], border_px=border_px)
+
+    top = max((best(method, images, psfs, score) for method in candidates), key=lambda one: one.score)
+    return top._replace(
+        images=[histogram_matched(image, truth) for image, truth in zip(top.images, truths, strict=True)]
+    )

@@ -76,7 +76,9 @@ def compare(
                 every = max(1, count // 4)
                 timed = recipe.having("train", steps=count).having("validation", every=every)
                 fit(timed.model_copy(update={"seed": seed}), run, workers=workers)
-            report = judge(subject_of(load_checkpoint(run / "last.safetensors")))
+            trained = load_checkpoint(run / "last.safetensors")
+            steps[recipe.name] = trained.recipe.train.steps  # of a run that was there already, its own
+            report = judge(subject_of(trained))
             for figure, value in _figures(report):
                 figures.setdefault(figure, {}).setdefault(recipe.name, []).append(value)
     summary = {

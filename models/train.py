@@ -118,7 +118,8 @@ def fit(
     DivergedError
         A loss is not a number any more; the batch is saved as diverged.safetensors.
     CheckpointError
-        There is nothing to resume, something that `resume` should not overwrite, or no room to save.
+        There is nothing to resume, or a run of another recipe; something that `resume` should not overwrite; or no
+        room to save.
     """
     with Ranks() as ranks:
         return _fit(recipe, out, ranks, resume, init, workers, until, stop or threading.Event())
@@ -135,6 +136,7 @@ def _fit(
     stop: threading.Event,
 ) -> Path:
     t = recipe.train
+    crops = ranks.share(t.crops)
     state_path = out / "state.safetensors"
     if state_path.is_file() and not resume:
         raise CheckpointError(f"{out} holds a run already; go on with --resume, or give another --out")
@@ -147,7 +149,7 @@ def _fit(
     ema = copy.deepcopy(net).requires_grad_(False)
     state = State(step=0, best=None, stale=0)
     if resume:
-        state = load_state(state_path, trainee.nets, ema, trainee.optimizers)
+        state = load_state(state_path, recipe, trainee.nets, ema, trainee.optimizers)
     started = time.perf_counter()
     trainee.prepare(workers=workers)
     log.info(
@@ -156,7 +158,6 @@ def _fit(
     )  # fmt: skip
     trainee.nets.train()
 
-    crops = ranks.share(t.crops)
     last = min(t.steps, until or t.steps)
     with (
         RunLog(out, resumed_at=state.step if resume else None, writes=ranks.first) as run_log,
@@ -179,7 +180,8 @@ def _fit(
             try:
                 losses = trainee.train_step(batch, step, update_of(trainee, t, step, ranks))
             except DivergedError:
-                save_tensors(out / "diverged.safetensors", batch, {"step": step, "recipe": recipe.name})
+                of_rank = "" if ranks.first else f"-{ranks.rank}"
+                save_tensors(out / f"diverged{of_rank}.safetensors", batch, {"step": step, "recipe": recipe.name})
                 raise
             _average(ema, net, keep=min(t.ema, step / (step + 10)))
             run_log.losses(losses)
@@ -199,7 +201,7 @@ def _fit(
                 run_log.row(step, learning_rate(step, t), time.perf_counter() - started)
             if (judged or interrupted) and ranks.first:
                 state = state._replace(step=step)
-                save_state(state_path, trainee.nets, ema, trainee.optimizers, state)
+                save_state(state_path, recipe, trainee.nets, ema, trainee.optimizers, state)
             bar.update(1, run_log.summary)
             if interrupted:
                 log.info("stopped after step %d of %d; go on with --resume", step, t.steps)

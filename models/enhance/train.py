@@ -82,11 +82,11 @@ class EnhanceTrainee:
             for name, judge in (("psnr_db", metrics.psnr_db), ("psnr_corrected_db", metrics.psnr_corrected_db))
         }
         if self._empty:
-            for name, images in (
-                ("background_std", [infer(image)[shown] for image in self._empty]),
-                ("background_std_input", self._empty),
+            for name, images, edge in (
+                ("background_std", [infer(image)[shown] for image in self._empty], border),
+                ("background_std_input", self._empty, net.halo_px),
             ):
-                found[name] = float(np.mean([metrics.inner(image, net.halo_px).std() for image in images]))
+                found[name] = float(np.mean([metrics.inner(image, edge).std() for image in images]))
         return found
 
     def pictures(self, net: Network) -> Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import metrics
+from models.classical import best_matched
 from models.errors import RecipeError
 from models.evaluate import Infer, Judgement, Picture, Subject
 from models.lens import data, spikes
 from models.lens.data import PAPER_PIXEL_NM, Conditions, Scene
 from models.lens.folder import folder_scenes
 from models.lens.recipe import LensPairs, LensRecipe
-from models.pollen import TYPES
+from models.optics import Optics
+from models.pollen import OBJECTIVE_NA, TYPES
 
 Image = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
 HELDOUT_SCENES = 24
+_JUDGES = {"psnr_db": metrics.psnr_db, "ssim": metrics.ssim, "epi": metrics.epi}
 
 
 def evaluate(subject: Subject, data_set: str, *, folder: Path | None, thorough: bool) -> Judgement:
@@ -58,6 +61,7 @@ def evaluate(subject: Subject, data_set: str, *, folder: Path | None, thorough: 
             f" {spikes.MATCH_RADIUS_PX:g} px of it. {report['spikes']['hidden_share']:.0%} of the spikes are hidden in"
             " the input: no pixel of theirs reaches 2 sigma, although a matched filter over all of them would reach 5."
         ]
+    _add_classical(report, scenes, pixel_nm)
     report["tables"] = _tables(report)
     if thorough and data_set == "synthetic:heldout":
         report["curves"] = _curves(subject.infer, recipe)
@@ -81,10 +85,11 @@ def heldout_conditions(recipe: LensRecipe) -> Conditions:
 def figures(infer: Infer, scenes: Sequence[Scene], types: tuple[str, ...], pixel_size_nm: float) -> dict[str, Any]:
     """The figures of a lens on scenes: spikes, labels, leak, own_energy, psnr_db, ssim, epi, background_std.
 
-    `spikes` is there where the type "spiny" is and the true tips are known; `background_std` where scenes are empty.
-    `leak` is the share of a filtered picture's energy that lies on other types' grains, `own_energy` the share of the
-    energy that the magnified picture, of all types, has on its own grains and the filtered one kept; `contrast` how
-    strong the filtered picture is on its own grains against the truth, sum(F T) / sum(T^2). All for the worst type.
+    psnr_db, ssim and epi are of the shadowed pictures of scenes with grains. `spikes` is there where the type "spiny"
+    is and the true tips are known; `background_std` where scenes are empty. `leak` is the share of a filtered picture's
+    energy that lies on other types' grains, `own_energy` the share of the energy that the magnified picture, of all
+    types, has on its own grains and the filtered one kept; `contrast` how strong the filtered picture is on its own
+    grains against the truth, sum(F T) / sum(T^2). All for the worst type.
     """
     outputs = [infer(scene.image) for scene in scenes]
     found = [labels_of(out["map"], len(types)) for out in outputs]
@@ -92,8 +97,8 @@ def figures(infer: Infer, scenes: Sequence[Scene], types: tuple[str, ...], pixel
         *(_energies(kind, number, outputs, scenes) for number, kind in enumerate(types, 1)), strict=True
     )
     report: dict[str, Any] = {}
-    for name, judge in (("psnr_db", metrics.psnr_db), ("ssim", metrics.ssim), ("epi", metrics.epi)):
-        pairs = [(s.image, o["shadowed"], s.shadowed) for s, o in zip(scenes, outputs, strict=True)]
+    pairs = [(s.image, o["shadowed"], s.shadowed) for s, o in zip(scenes, outputs, strict=True) if s.labels.any()]
+    for name, judge in _JUDGES.items():
         report[name] = {
             "input": float(np.mean([judge(image, truth) for image, _, truth in pairs])),
             "output": float(np.mean([judge(output, truth) for _, output, truth in pairs])),
@@ -114,6 +119,18 @@ def figures(infer: Infer, scenes: Sequence[Scene], types: tuple[str, ...], pixel
         "grain_accuracy": _grain_accuracy(found, scenes),
     }
     return report | {"leak": max(leaks), "own_energy": min(kept), "contrast": min(contrasts)}
+
+
+def _add_classical(report: dict[str, Any], scenes: Sequence[Scene], pixel_size_nm: float) -> None:
+    """What a Wiener filter told the PSF makes of the scenes, given the grey values of their truths: an oracle."""
+    scenes = [scene for scene in scenes if scene.labels.any()]
+    drawn = all(scene.light is not None for scene in scenes)
+    psf = Optics(effective_na=OBJECTIVE_NA).psf(pixel_size_nm) if drawn else None
+    truths = [scene.shadowed for scene in scenes]
+    classical = best_matched([scene.image for scene in scenes], truths, [psf] * len(scenes))
+    for name, judge in _JUDGES.items():
+        scores = [judge(image, truth) for image, truth in zip(classical.images, truths, strict=True)]
+        report[name]["best_classical"] = float(np.mean(scores))
 
 
 def labels_of(picture: Image, types: int) -> Labels:
@@ -182,11 +199,7 @@ def _energies(
 
 
 def _tables(report: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
-    pictures = {
-        name: {side: report[name][side] for side in ("input", "output")}
-        for name in ("psnr_db", "ssim", "epi", "background_std")
-        if name in report
-    }
+    pictures = {name: report[name] for name in (*_JUDGES, "background_std") if name in report}
     labels = {"all types": {**report["labels"], **{name: report[name] for name in ("leak", "own_energy", "contrast")}}}
     tables: dict[str, dict[str, dict[str, float | None]]] = {"picture": pictures, "labels": labels}
     if "spikes" in report:
@@ -230,22 +243,3 @@ def _pictures(subject: Subject, scenes: Sequence[Scene]) -> list[Picture]:
             Picture(f"{scene.name}: difference", np.abs(made["shadowed"] - scene.shadowed), "generated against truth"),
         ]
     return out
-
-
-def lens_outputs(net: Any) -> Callable[[Image], Mapping[str, Image]]:
-    """A network as a function of one picture (h, w) to its outputs by name, (h, w) or (h, w, 3)."""
-    import torch  # here, because judging a bundle needs none
-
-    fused = net.fused()
-
-    def infer(image: Image) -> Mapping[str, Image]:
-        with torch.inference_mode():
-            made = fused(torch.from_numpy(np.ascontiguousarray(image))[None, None])
-        arrays = [part[0].numpy() for part in made]
-        names = [output.name for output in fused.outputs]
-        return {
-            name: part[0] if len(part) == 1 else np.moveaxis(part, 0, -1)
-            for name, part in zip(names, arrays, strict=True)
-        }
-
-    return infer

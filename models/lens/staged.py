@@ -26,7 +26,7 @@ def staged(net: NeuralLens, image: Tensor) -> tuple[Tensor, ...]:
     The light of a type outside its mask is black, so a magnifier sees the same inside a box round the mask, up to
     two differences: the innermost layers of a U-Net see the whole picture they are given, which is now the box, and
     the box is padded with black (or with the frame's other pixels) to multiples of 2^downs. So the result equals the
-    merged form exactly where the box is the whole frame, and differs elsewhere, for the trained zoo model by little.
+    merged form exactly where the box is the whole frame, and differs elsewhere.
 
     Parameters
     ----------

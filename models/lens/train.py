@@ -15,12 +15,12 @@ from models.checkpoint import build_network
 from models.discriminator import PatchGAN
 from models.errors import RecipeError
 from models.lens import data
-from models.lens.evaluate import figures, labels_picture, lens_outputs
+from models.lens.evaluate import figures, labels_picture
 from models.lens.folder import folder_crop, folder_scenes
 from models.lens.networks import NeuralLens
 from models.lens.recipe import LensRecipe
 from models.losses import gan_loss
-from models.network import Network
+from models.network import Network, infer_with
 from models.train import Batch, Update, autocast
 
 Image = NDArray[np.float32]
@@ -156,7 +156,7 @@ class LensTrainee:
 
     def validate(self, net: Network) -> dict[str, float]:
         """PSNR of the shadowed picture decides; labels and spikes for the log."""
-        infer = lens_outputs(net)
+        infer = infer_with(net)
         report = figures(infer, self._validation, self.recipe.data.types, self.recipe.pixel_size_nm)
         found = {"psnr_db": report["psnr_db"]["output"], "iou": report["labels"]["iou"]}
         found |= {name: report[name] for name in ("leak", "own_energy")}
@@ -165,7 +165,7 @@ class LensTrainee:
 
     def pictures(self, net: Network) -> Image:
         """Rows of input, shadowed picture, truth, map, true map."""
-        infer = lens_outputs(net)
+        infer = infer_with(net)
         rows = []
         for scene in self._validation[:3]:
             made = infer(scene.image)

@@ -74,7 +74,7 @@ def test_ranks_of_a_network_with_batch_norm_hold_equal_weights_and_gradients(tmp
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    arguments = ["-m", "models", "fit", "enhance-rt", "--out", str(tmp_path / "out")]  # three crops
+    arguments = ["-m", "models", "fit", "enhance-rt-x2", "--out", str(tmp_path / "out")]  # three crops
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200)
     assert done.returncode != 0
     assert "train.crops is 3, which 2 processes cannot share" in done.stderr

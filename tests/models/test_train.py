@@ -129,11 +129,20 @@ def test_there_is_nothing_to_resume_in_an_empty_folder(recipe: Recipe, tmp_path:
         fit(recipe, tmp_path, workers=1, resume=True)
 
 
-def test_a_run_resumes_with_its_own_network_only(recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("network", "options", {"features": 12, "blocks": 2}, "network.options.features was 8 and is 12"),
+        ("train", "steps", 30, "train.steps was 20 and is 30"),
+        ("data", "photons", [777], r"data.photons was \[.*\] and is \[777.0\]"),
+    ],
+)
+def test_a_run_resumes_with_its_own_recipe_only(
+    recipe: Recipe, tmp_path: Path, section: str, key: str, value: object, said: str
+) -> None:
     fit(recipe, tmp_path, workers=1, until=2)
-    other = recipe.having("network", options={"features": 12, "blocks": 2})
-    with pytest.raises(CheckpointError, match="is no state of this recipe"):
-        fit(other, tmp_path, workers=1, resume=True)
+    with pytest.raises(CheckpointError, match=f"is of a run with another recipe: .*{said}"):
+        fit(recipe.having(section, **{key: value}), tmp_path, workers=1, resume=True)
 
 
 def test_training_stops_early_when_nothing_gets_better(recipe: Recipe, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_truth_gets_full_marks() -> None:
     assert report["own_energy"] == report["contrast"] == pytest.approx(1)
     assert report["psnr_db"]["output"] == 200
     assert report["ssim"]["output"] == pytest.approx(1)
-    assert report["epi"]["output"] == pytest.approx(5 / 6)  # an empty scene has no edges
+    assert report["epi"]["output"] == pytest.approx(1)
     assert report["spikes"]["f1"] > 0.9
     assert report["spikes"]["f1_of_chance"] < 0.7
     assert report["background_std"]["output"] == 0

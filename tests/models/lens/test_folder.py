@@ -60,9 +60,9 @@ def test_a_lens_trains_on_a_folder_and_is_judged_on_it(tmp_path: Path) -> None:
     if os.environ.get("CI") != "true":
         pytest.importorskip("torch", reason="needs the extra [train]")
     from models.evaluate import Subject, evaluate
-    from models.lens.evaluate import lens_outputs
     from models.lens.networks import NeuralLens
     from models.lens.train import LensTrainee
+    from models.network import infer_with
 
     recipe = read_recipe("neural-lens-mini").with_pairs(labelled(tmp_path / "pairs")).tiny()
     assert isinstance(recipe, LensRecipe)
@@ -73,7 +73,7 @@ def test_a_lens_trains_on_a_folder_and_is_judged_on_it(tmp_path: Path) -> None:
     assert "f1" not in trainee.validate(trainee.net)
     net = NeuralLens(downs=4, ngf=4)
     names = tuple(output.name for output in net.outputs)
-    mine = Subject("mine", "neural-lens", lens_outputs(net), 1, 0, PIXEL_NM, names, recipe)
+    mine = Subject("mine", "neural-lens", infer_with(net), 1, 0, PIXEL_NM, names, recipe)
     report, _ = evaluate(mine, "pairs", folder=recipe.data.folder)
     assert report["images"] == 3
     assert "spikes" not in report
