@@ -60,9 +60,16 @@ def spans(length_px: int, *, tile_px: int, margin_px: int, step_px: int = STEP_P
     """
     if length_px <= tile_px:
         return [Span(0, length_px, 0, length_px)]
-    size = tile_px - (tile_px - length_px) % step_px
-    stride = (size - 2 * margin_px) // step_px * step_px
-    starts = [*range(0, length_px - size, stride), length_px - size]
+
+    def starts_of(size: int) -> list[int]:
+        stride = (size - 2 * margin_px) // step_px * step_px
+        return [*range(0, length_px - size, stride), length_px - size]
+
+    largest = tile_px - (tile_px - length_px) % step_px
+    fewest = len(starts_of(largest))
+    # The smallest of which no more are needed: what overlaps by more than it must is computed twice.
+    size = min(size for size in range(largest, 2 * margin_px + step_px - 1, -step_px) if len(starts_of(size)) == fewest)
+    starts = starts_of(size)
     seams = [after + (before + size - after) // 2 for before, after in itertools.pairwise(starts)]
     return [
         Span(start, start + size, first, end)
