@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -50,12 +51,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("types")
 
 
+SECONDS = itertools.count(1_600_000_000)
+
+
 def check_types(release: str, folder: Path, change: tuple[str, str] = ("", "")) -> str:
     """What mypy says of our files, after a change, against the names of a release; "" where nothing is wrong."""
     (folder / "tensorrt.pyi").write_text(stub(NAMES, release))
     for file in OURS:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text((ROOT / file).read_text(encoding="utf-8").replace(*change))
+        # mypy's cache knows a file by its size and the second it was written in: two changes may share both.
+        os.utime(folder / file, times=(second := next(SECONDS), second))
     options = ("--config-file=", "--check-untyped-defs", "--ignore-missing-imports", "--explicit-package-bases")
     # What is not on the command line is Any, except stubs: TensorRT's alone are followed.
     command = [
