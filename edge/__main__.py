@@ -226,9 +226,15 @@ def scan(
 @click.option("--bit-depth", type=int, help="Bits the counts have, if fewer than the file's type.")
 @click.option("--pixel-size-nm", type=float, help="Size of a pixel on the specimen.")
 @click.option("--resample", is_flag=True, help="Resample to the model's pixel size where it differs by more than 10 %.")
+@click.option(
+    "--tile-px",
+    type=click.IntRange(min=64),
+    help="Images with a longer side are enhanced in tiles of this side, with the same result [2048].",
+)
 @json_option
 def enhance(*, sources: tuple[Path, ...], out: Path, json_path: str | None, **options: Any) -> None:
     """Enhance image files: each becomes OUT/<name>_enhanced.ome.tif."""
+    from edge.engine.tiling import TILE_PX
     from edge.offline import enhance_files
 
     with errors_as_exit_codes():
@@ -242,6 +248,7 @@ def enhance(*, sources: tuple[Path, ...], out: Path, json_path: str | None, **op
                 bit_depth=options["bit_depth"],
                 pixel_size_nm=options["pixel_size_nm"],
                 resample=options["resample"],
+                tile_px=options["tile_px"] or TILE_PX,
             ),
         )
 

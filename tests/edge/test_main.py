@@ -230,3 +230,14 @@ runpy.run_module("edge", run_name="__main__", alter_sys=True)
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frames"] == 3
+
+
+def test_large_images_are_enhanced_in_tiles(superlens: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tifffile.imwrite(tmp_path / "large.tif", rng.integers(0, 256, (300, 340), np.uint8))
+    made = []
+    for name, options in (("tiled", ["--tile-px", "256"]), ("whole", [])):
+        done = superlens("enhance", tmp_path / "large.tif", "--out", tmp_path / name, *options)
+        assert done.returncode == 0, done.stderr
+        made.append(tifffile.imread(tmp_path / name / "large_enhanced.ome.tif").astype(int))
+    assert np.abs(made[0] - made[1]).max() <= 1
