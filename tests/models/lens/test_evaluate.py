@@ -122,8 +122,10 @@ def test_the_report_of_a_subject_has_every_promised_key() -> None:
     SCENES[6:] = data.scenes(HELDOUT, count=24, side_px=256, seed=data.HELDOUT_SEED)[6:]
     report, pictures = evaluate(subject(recipe), "synthetic:heldout")
     assert report["images"] == 24
-    for name in ("psnr_db", "ssim", "epi", "background_std"):
-        assert set(report[name]) == {"input", "output"}
+    for name in ("psnr_db", "ssim", "epi"):
+        assert set(report[name]) == {"input", "output", "best_classical"}
+    assert report["psnr_db"]["input"] < report["psnr_db"]["best_classical"] < report["psnr_db"]["output"]
+    assert set(report["background_std"]) == {"input", "output"}
     assert {"f1", "std_x_px", "std_y_px", "f1_of_chance", "hidden_share"} <= set(report["spikes"])
     assert set(report["labels"]) == {"iou", "grain_accuracy"}
     assert {"spikes", "labels", "picture"} == set(report["tables"])
