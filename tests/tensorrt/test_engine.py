@@ -90,7 +90,8 @@ def test_it_gives_what_onnx_runtime_gives(
     make_plan(bundle, "int8_fp16", (32, 48), plans)
     path, manifest = bundle.model_path("int8_fp16"), bundle.manifest("int8_fp16")
     ours = TensorRtEngine(path, manifest, CAMERA, hint="auto", plans=plans)
-    reference = OnnxRuntimeEngine(path, manifest, CAMERA, hint="auto")
+    # A gain in float, whatever it is called: ONNX Runtime of Python 3.10 is right about it.
+    reference = OnnxRuntimeEngine(path, manifest.model_copy(update={"precision": "fp32"}), CAMERA, hint="auto")
     assert (ours.backend, ours.precision, ours.passes_per_frame) == ("tensorrt", "int8_fp16", 0)
     frame = np.random.default_rng(0).integers(0, 256, (32, 48), np.uint8)
     pictures = []
