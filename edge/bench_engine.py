@@ -36,7 +36,7 @@ from edge.cameras.microscope import fitted
 from edge.cameras.simulated import SimulatedCamera
 from edge.config import Config
 from edge.devices import Engine
-from edge.engine import INSTALL, Backend, convert_command, find_bundle, load_engine, manifest_of, model_path
+from edge.engine import INSTALL, Backend, Hint, convert_command, find_bundle, load_engine, manifest_of, model_path
 from edge.engine.measure import pictures_of, psnr_db
 from edge.errors import EdgeError
 from edge.frames import DTYPE, FramePool, aligned_empty
@@ -75,7 +75,7 @@ class Scene:
         """In counts."""
         return (1 << self.camera.bit_depth) - 1
 
-    def load(self, backend: Backend, precision: Precision, hint: str) -> Engine:
+    def load(self, backend: Backend, precision: Precision, hint: Hint) -> Engine:
         """Errors as `load_engine`."""
         return load_engine(
             self.bundle,
@@ -84,7 +84,7 @@ class Scene:
             bit_depth=self.camera.bit_depth,
             backend=backend,
             precision=precision,
-            hint=hint,  # type: ignore[arg-type]
+            hint=hint,
         )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.bench import missing
 
 # Tiny networks gain nothing from several threads, and spinning ones slow each other down. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,23 +31,16 @@ BROWSER_FLAGS = (
 )
 
 
-def _missing(what: str) -> NoReturn:
-    """A part of the test bench is not there: a failure in CI, a skip with its reason on a user's machine."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A headless Chromium, driven through playwright."""
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
-        _missing("no chromium on PATH; `sh .ci/system-packages` installs it as root")
+        missing("no chromium on PATH; `sh .ci/system-packages` installs it as root")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        _missing("playwright is not installed; it is in the dev extra")
+        missing("playwright is not installed; it is in the dev extra")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=executable, headless=True, args=list(BROWSER_FLAGS))
         yield chromium

@@ -203,6 +203,7 @@ class TiledEngine:
         self._engine.close()
 
     def _give_light(self, light: NDArray[np.float32], y: Span, x: Span) -> None:
+        # Light is given only where load_tiled made both halves, of one OpenVINO graph.
         assert self._light is not None  # noqa: S101
         assert isinstance(self._engine, OpenVinoEngine)  # noqa: S101
         assert self._engine.light is not None  # noqa: S101

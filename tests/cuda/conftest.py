@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.bench import missing
 from tests.cuda import standin as bench
 
 if TYPE_CHECKING:
@@ -19,17 +19,11 @@ ROOT = Path(__file__).parents[2]
 SOURCES = (ROOT / "edge" / "engine" / "cuda" / "kernels.cu", Path(__file__).with_name("network.cu"))
 
 
-def _missing(what: str) -> NoReturn:
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 @pytest.fixture(scope="session")
 def host_kernels() -> Path:
     """Every kernel, compiled for the host."""
     if shutil.which("g++") is None:
-        _missing("no g++ on PATH")
+        missing("no g++ on PATH")
     return bench.build_kernels(*SOURCES)
 
 
@@ -38,7 +32,7 @@ def nvcc() -> str:
     """The toolkit's compiler."""
     root = bench.cuda_root()
     if root is None:
-        _missing("no CUDA toolkit: nvcc is neither on PATH nor in /usr/local/cuda")
+        missing("no CUDA toolkit: nvcc is neither on PATH nor in /usr/local/cuda")
     return str(root / "bin" / "nvcc")
 
 
@@ -46,7 +40,7 @@ def nvcc() -> str:
 def loaded_standin(host_kernels: Path) -> bench.Standin:
     """The stand-in, loaded; it stays in the process."""
     if (reason := bench.missing()) is not None:
-        _missing(reason)
+        missing(reason)
     standin = bench.load()
     standin.kernels(host_kernels)
     return standin

@@ -17,9 +17,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
+
+from tests.bench import missing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,13 +33,6 @@ DOCKERFILE = ROOT / "Dockerfile.jetson"
 SUITE, PYTHON = "bookworm", "3.11"
 """Of the stand-in. JetPack 6 is Ubuntu 22.04 with Python 3.10, which Debian has no release of."""
 PLATFORMS = [f"manylinux{glibc}_{platform.machine()}" for glibc in ("2014", "_2_17", "_2_27", "_2_28", "_2_31")]
-
-
-def missing(what: str) -> NoReturn:
-    """A failure in CI, a skip with its reason on a user's machine."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 def run(*command: str | Path, **options: Any) -> str:

@@ -99,7 +99,7 @@ class GpuThread:
         return lent
 
     def _take_back(self, key: int) -> None:
-        self._lent.pop(key).base.free()  # type: ignore[union-attr]
+        self._lent.pop(key).base.free()  # type: ignore[union-attr]  # pycuda's own block, which numpy types as an array
 
     def close(self) -> None:
         """Finish what was handed over and end the thread once no memory of it is used. May be called twice."""
