@@ -164,8 +164,7 @@ def _um(position_um: PositionUm) -> str:
 @click.option("--pty", "on_pty", is_flag=True, help="Serve a pseudo terminal instead.")
 def simulate(profile: str, tcp: int | None, host: str, on_pty: bool) -> None:
     """Be a controller with a P-733.3CL stage, until Ctrl-C."""
-    from .serving import serve_pty, serve_tcp
-    from .simulator import Simulator
+    from .simulator import Simulator, serve_pty, serve_tcp
 
     if on_pty == (tcp is not None):
         raise click.UsageError("give either --tcp PORT or --pty")

@@ -16,8 +16,7 @@ from .position import Box as Box
 from .position import PositionUm as PositionUm
 
 if TYPE_CHECKING:
-    from .serving import Server
-    from .simulator import Simulator
+    from .simulator import Server, Simulator
 
 log = logging.getLogger(__name__)
 
@@ -381,8 +380,7 @@ def open_stage(
     server = None
     scheme, _, name = port.partition(":")
     if scheme == "sim":
-        from .serving import serve_pty  # a real instrument needs no simulator
-        from .simulator import Simulator
+        from .simulator import Simulator, serve_pty  # a real instrument needs none
 
         server = serve_pty(simulator or Simulator(name or profile or "e727"))
         port = server.address

@@ -13,8 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_bridge.__main__ import main
-from firmware_bridge.serving import serve_tcp
-from firmware_bridge.simulator import Simulator
+from firmware_bridge.simulator import Simulator, serve_tcp
 
 
 def run(*words):

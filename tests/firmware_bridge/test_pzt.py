@@ -18,8 +18,7 @@ from firmware_bridge.errors import (
     StoppedError,
 )
 from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
-from firmware_bridge.serving import serve_tcp
-from firmware_bridge.simulator import Simulator
+from firmware_bridge.simulator import Simulator, serve_tcp
 
 SETTLED_WITHIN_UM = 0.005
 

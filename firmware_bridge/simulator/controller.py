@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import gcs
-from .errors import OutOfRangeError
+from firmware_bridge import gcs
+from firmware_bridge.errors import OutOfRangeError
+from firmware_bridge.position import Box, PositionUm
+
 from .motion import PiezoMotion
-from .position import Box, PositionUm
 
 TRAVEL_UM = Box(PositionUm(0.0, 0.0, 0.0), PositionUm(100.0, 100.0, 10.0))  # P-733.3CL
 MAX_ARGUMENTS = 32  # of one command (E-727)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridge.motion import PiezoMotion
+from firmware_bridge.simulator.motion import PiezoMotion
 
 TARGETS = st.lists(st.tuples(st.floats(0, 100), st.floats(1e-4, 0.2), st.floats(10, 5000)), min_size=1, max_size=4)
 

@@ -12,8 +12,9 @@ import threading
 import tty
 from collections.abc import Callable
 
-from .errors import LinkError
-from .simulator import Simulator
+from firmware_bridge.errors import LinkError
+
+from .controller import Simulator
 
 log = logging.getLogger(__name__)
 

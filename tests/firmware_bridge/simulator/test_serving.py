@@ -9,8 +9,7 @@ import pytest
 
 from firmware_bridge.errors import LinkError
 from firmware_bridge.link import Link, open_transport
-from firmware_bridge.serving import serve_pty, serve_tcp
-from firmware_bridge.simulator import Simulator
+from firmware_bridge.simulator import Simulator, serve_pty, serve_tcp
 
 
 @pytest.mark.parametrize("serve", [serve_pty, serve_tcp])
