@@ -1,0 +1,529 @@
+"""Each rule of the interlock, and somebody who tries to break it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firmware_bridge.errors import FirmwareError, LinkError, OutOfRangeError, RefusedError
+from firmware_bridge.position import Box, PositionUm
+from firmware_bridge.safety import Interlock, Rules, State
+
+TRAVEL = Box(PositionUm(0, 0, 0), PositionUm(100, 100, 10))
+HERE = PositionUm(50, 50, 5)
+ME = "a tester"
+
+
+class Instrument:
+    """Writes down what it is told to do; an action in `broken` raises."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.broken: set[str] = set()
+
+    def _do(self, action: str) -> None:
+        self.done.append(action)
+        if action in self.broken:
+            raise LinkError(f"{action} does not work")
+
+    def stop(self) -> None:
+        self._do("stop")
+
+    def retract_z(self) -> None:
+        self._do("z")
+
+    def focus_up(self) -> None:
+        self._do("focus")
+
+
+class Bench:
+    """An interlock with a clock in hand."""
+
+    def __init__(self, mount: str = "cantilever", *, focus: bool = True, **rules) -> None:
+        self.now_s = 100.0
+        self.parts = Instrument()
+        self.rules = Rules(mount, TRAVEL, **rules)
+        self.interlock = Interlock(
+            self.rules, stage=self.parts, focus=self.parts if focus else None, clock=lambda: self.now_s
+        )
+
+    def alive(self) -> None:
+        self.interlock.polled()
+        self.interlock.sampled()
+
+    def to(self, state: State) -> Interlock:
+        self.alive()
+        if state is State.DISARMED:
+            return self.interlock
+        self.interlock.arm(by=ME)
+        if state in (State.APPROACHING, State.ENGAGED):
+            self.interlock.begin_approach(HERE)
+        if state is State.ENGAGED:
+            self.interlock.engage(HERE)
+        if state is State.FAULT:
+            self.interlock.overload("a test")
+        assert self.interlock.state is state
+        return self.interlock
+
+
+def moved(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> PositionUm:
+    return PositionUm(HERE.x + x, HERE.y + y, HERE.z + z)
+
+
+# -- rule 1: limits ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1000.0, -1.0])
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+def test_what_is_no_position_or_lies_outside_is_refused_in_every_state(state, bad, axis):
+    interlock = Bench(contact=True).to(state)
+    with pytest.raises(OutOfRangeError):
+        interlock.check_move(HERE, HERE._replace(**{axis: bad}))
+
+
+def test_a_position_that_was_read_as_nan_allows_no_move():
+    interlock = Bench(contact=False).to(State.ARMED)
+    with pytest.raises(OutOfRangeError, match="finite"):
+        interlock.check_move(HERE._replace(z=math.nan), HERE)
+
+
+# -- rule 2: steps and velocity ---------------------------------------------------------------------------------------
+
+
+def test_a_step_is_bounded_and_smaller_when_the_sphere_touches():
+    bench = Bench(max_step_um=20.0, engaged_step_um=5.0, engaged_z_step_um=0.1)
+    interlock = bench.to(State.ARMED)
+    interlock.check_move(HERE, moved(x=20))
+    with pytest.raises(OutOfRangeError, match="at most 20 um"):
+        interlock.check_move(HERE, moved(y=-20.1))
+    interlock.begin_approach(HERE)
+    interlock.engage(HERE)
+    interlock.check_move(HERE, moved(x=5, z=0.1))
+    for too_far in (moved(x=5.1), moved(x=1, z=0.11), moved(x=1, z=-0.11)):
+        with pytest.raises(OutOfRangeError, match="while engaged"):
+            interlock.check_move(HERE, too_far)
+
+
+def test_the_velocity_is_bounded_and_lower_when_the_sphere_touches():
+    interlock = Bench(max_velocity_um_s=1000.0, engaged_velocity_um_s=50.0).to(State.ENGAGED)
+    interlock.check_velocity(50.0)
+    for velocity in (51.0, 0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(OutOfRangeError, match="at most 50 um/s"):
+            interlock.check_velocity(velocity)
+
+
+# -- rule 3: the servo ------------------------------------------------------------------------------------------------
+
+
+def test_with_a_cantilever_the_servo_needs_a_persons_word():
+    bench = Bench("cantilever")
+    interlock = bench.to(State.DISARMED)
+    with pytest.raises(RefusedError, match="--sphere-lifted"):
+        interlock.check_servo()
+    assert bench.parts.done == []
+    interlock.sphere_lifted(by=ME)
+    interlock.check_servo()
+    assert bench.parts.done == ["focus"]
+
+
+def test_with_the_sphere_on_the_objective_the_focus_goes_up_before_the_servo_closes():
+    bench = Bench("objective")
+    bench.to(State.DISARMED).check_servo()
+    assert bench.parts.done == ["focus"]
+
+
+def test_a_focus_stage_that_does_not_lift_keeps_the_servo_open():
+    bench = Bench("objective")
+    bench.parts.broken.add("focus")
+    with pytest.raises(RefusedError, match="servo stays open"):
+        bench.to(State.DISARMED).check_servo()
+
+
+def test_without_a_focus_stage_the_servo_needs_a_persons_word_with_either_mount():
+    for mount in ("cantilever", "objective"):
+        with pytest.raises(RefusedError, match="lift"):
+            Bench(mount, focus=False).to(State.DISARMED).check_servo()
+
+
+@pytest.mark.parametrize("state", [State.APPROACHING, State.ENGAGED, State.FAULT])
+def test_the_servo_is_not_closed_near_the_sphere_nor_in_a_fault(state):
+    with pytest.raises(RefusedError):
+        Bench("objective").to(state).check_servo()
+
+
+@pytest.mark.parametrize("end", ["lost", "approach", "fault"])
+def test_a_persons_word_that_the_sphere_is_lifted_does_not_last_for_ever(end):
+    bench = Bench("cantilever")
+    interlock = bench.to(State.ARMED)
+    interlock.sphere_lifted(by=ME)
+    if end == "lost":
+        interlock.lost("rebooted")
+    elif end == "approach":
+        interlock.begin_approach(HERE)
+        interlock.retracted(moved(z=-1))
+    else:
+        interlock.overload("a test")
+        interlock.sampled()
+        interlock.reset(by=ME)
+    with pytest.raises(RefusedError, match="--sphere-lifted"):
+        interlock.check_servo()
+
+
+@pytest.mark.parametrize("state", [State.APPROACHING, State.ENGAGED])
+def test_nobody_can_say_that_the_sphere_is_lifted_while_it_touches(state):
+    with pytest.raises(RefusedError, match="retract first"):
+        Bench().to(state).sphere_lifted(by=ME)
+
+
+# -- rule 4 and 9: what is lost, and coming back ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [State.APPROACHING, State.ENGAGED])
+def test_losing_the_controller_near_the_sphere_retracts_what_still_can_be(state):
+    bench = Bench("objective")
+    interlock = bench.to(state)
+    bench.parts.broken |= {"stop", "z"}
+    interlock.lost("the link broke")
+    assert interlock.state is State.FAULT
+    assert bench.parts.done == ["stop", "focus", "z"]
+    assert "could not stop" in interlock.why
+    assert "could not retract z" in interlock.why
+
+
+def test_losing_the_controller_disarms_and_nothing_moves_until_it_is_armed_knowingly():
+    bench = Bench(contact=False)
+    interlock = bench.to(State.ARMED)
+    interlock.lost("servo off")
+    with pytest.raises(RefusedError, match="servo off"):
+        interlock.check_move(HERE, moved(x=1))
+    with pytest.raises(RefusedError, match="position is unknown"):
+        interlock.arm(by=ME)
+    interlock.polled()
+    with pytest.raises(RefusedError, match="not armed"):
+        interlock.check_move(HERE, moved(x=1))
+    interlock.arm(by=ME)
+    interlock.check_move(HERE, moved(x=1))
+
+
+def test_it_starts_disarmed_and_knows_no_position():
+    interlock = Bench(contact=False).interlock
+    assert interlock.state is State.DISARMED
+    with pytest.raises(RefusedError):
+        interlock.check_move(HERE, moved(x=1))
+    with pytest.raises(RefusedError, match="position is unknown"):
+        interlock.arm(by=ME)
+
+
+@pytest.mark.parametrize("call", ["arm", "reset", "sphere_lifted"])
+def test_only_somebody_with_a_name_arms_resets_or_lifts(call):
+    interlock = Bench().to(State.FAULT if call == "reset" else State.DISARMED)
+    with pytest.raises(RefusedError, match="name"):
+        getattr(interlock, call)(by="  ")
+
+
+# -- rule 5: the contact guard ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [State.APPROACHING, State.ENGAGED])
+def test_a_contact_guard_that_falls_silent_near_the_sphere_is_an_overload(state):
+    bench = Bench(contact_timeout_s=0.1)
+    interlock = bench.to(state)
+    bench.now_s += 0.11
+    interlock.polled()
+    with pytest.raises(RefusedError, match="contact guard is silent"):
+        interlock.check_move(HERE, moved(z=0.01))
+    interlock.tick()
+    assert interlock.state is State.FAULT
+    assert bench.parts.done == ["stop", "z", "focus"]
+
+
+def test_with_a_guard_nothing_is_armed_before_the_guard_is_alive():
+    bench = Bench(contact=True)
+    bench.interlock.polled()
+    with pytest.raises(RefusedError, match="contact guard is silent"):
+        bench.interlock.arm(by=ME)
+
+
+def test_with_a_guard_z_goes_towards_the_sphere_by_an_approach_only():
+    interlock = Bench(contact=True).to(State.ARMED)
+    interlock.check_move(HERE, moved(x=10, z=-1))
+    with pytest.raises(RefusedError, match="approach it"):
+        interlock.check_move(HERE, moved(z=1))
+    interlock.sphere_lifted(by=ME)
+    interlock.check_move(HERE, moved(z=1))
+
+
+def test_towards_the_sphere_is_where_z_sign_says():
+    interlock = Bench(contact=True, z_sign=-1).to(State.ARMED)
+    interlock.check_move(HERE, moved(x=1, z=1))
+    with pytest.raises(RefusedError, match="approach it"):
+        interlock.check_move(HERE, moved(z=-1))
+
+
+def test_an_overload_is_still_an_overload_when_somebody_wants_to_reset():
+    interlock = Bench().to(State.FAULT)
+    with pytest.raises(RefusedError, match="still overloaded"):
+        interlock.reset(by=ME)
+    interlock.sampled()
+    interlock.reset(by=ME)
+    assert interlock.state is State.DISARMED
+
+
+# -- rule 6: approach, overload ---------------------------------------------------------------------------------------
+
+
+def test_an_approach_takes_small_steps_of_z_alone_each_after_a_sample():
+    bench = Bench(approach_step_um=0.05)
+    interlock = bench.to(State.APPROACHING)
+    interlock.check_move(HERE, moved(z=0.05))
+    with pytest.raises(RefusedError, match="no contact sample came since"):
+        interlock.check_move(HERE, moved(z=0.05))
+    interlock.sampled()
+    with pytest.raises(OutOfRangeError, match=r"at most 0\.05 um"):
+        interlock.check_move(HERE, moved(z=0.06))
+    with pytest.raises(RefusedError, match="sideways"):
+        interlock.check_move(HERE, moved(x=1, z=0.01))
+    interlock.check_move(HERE, moved(z=0.05))
+
+
+def test_an_approach_has_a_bounded_way():
+    bench = Bench(approach_step_um=0.05, approach_travel_um=0.1)
+    interlock = bench.to(State.APPROACHING)
+    for step in (0.05, 0.1):
+        interlock.check_move(moved(z=step - 0.05), moved(z=step))
+        interlock.sampled()
+    with pytest.raises(OutOfRangeError, match=r"no contact within 0\.1 um"):
+        interlock.check_move(moved(z=0.1), moved(z=0.12))
+
+
+def test_an_approach_has_a_bounded_time():
+    bench = Bench(approach_s=10.0)
+    interlock = bench.to(State.APPROACHING)
+    bench.now_s += 10.1
+    bench.alive()
+    with pytest.raises(RefusedError, match="no contact within 10 s"):
+        interlock.check_move(HERE, moved(z=0.01))
+
+
+def test_no_approach_begins_without_a_guard():
+    interlock = Bench(contact=False).to(State.ARMED)
+    with pytest.raises(RefusedError, match="no contact guard"):
+        interlock.begin_approach(HERE)
+
+
+@pytest.mark.parametrize(
+    ("mount", "order"), [("cantilever", ["stop", "z", "focus"]), ("objective", ["stop", "focus", "z"])]
+)
+@pytest.mark.parametrize("state", [State.DISARMED, State.ARMED, State.APPROACHING, State.ENGAGED])
+def test_an_overload_stops_and_retracts_in_the_order_of_the_mount_from_every_state(mount, order, state):
+    bench = Bench(mount)
+    interlock = bench.to(state)
+    interlock.overload("3 V")
+    assert bench.parts.done == order
+    interlock.overload("3 V")
+    assert bench.parts.done == order, "a fault that is latched retracts once"
+
+
+@pytest.mark.parametrize("mount", ["cantilever", "objective"])
+@pytest.mark.parametrize("broken", ["stop", "z", "focus"])
+def test_an_action_that_fails_does_not_keep_the_others_from_being_done(mount, broken):
+    bench = Bench(mount)
+    bench.parts.broken.add(broken)
+    interlock = bench.to(State.ENGAGED)
+    interlock.overload("3 V")
+    assert sorted(bench.parts.done) == ["focus", "stop", "z"]
+    assert "does not work" in interlock.why
+
+
+def test_even_a_bug_in_one_action_does_not_keep_the_others_from_being_done():
+    bench = Bench("cantilever")
+    bench.parts.stop = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        bench.to(State.ENGAGED).overload("3 V")
+    assert bench.parts.done == ["z", "focus"]
+    assert bench.interlock.state is State.FAULT
+
+
+def test_the_retraction_itself_is_allowed_while_the_fault_is_latched():
+    interlock = Bench().to(State.FAULT)
+    interlock.check_move(HERE, HERE._replace(z=0))
+    with pytest.raises(RefusedError, match="latched"):
+        interlock.check_move(HERE, moved(x=1, z=-1))
+
+
+def test_the_fault_is_latched_before_anything_is_retracted():
+    bench = Bench()
+    interlock = bench.to(State.ENGAGED)
+    seen = []
+    bench.parts.stop = lambda: seen.append(interlock.state)
+    interlock.overload("3 V")
+    assert seen == [State.FAULT]
+
+
+def test_the_sphere_counts_as_retracted_only_when_it_is_away():
+    interlock = Bench(clear_um=1.0).to(State.ENGAGED)
+    for near in (HERE, moved(z=-0.9), moved(z=2), moved(z=math.nan)):
+        with pytest.raises(RefusedError, match="retract further"):
+            interlock.retracted(near)
+    interlock.retracted(moved(z=-1))
+    assert interlock.state is State.ARMED
+
+
+# -- rule 7: stop asks nobody -----------------------------------------------------------------------------------------
+
+
+def test_an_action_may_report_its_own_exchange_from_another_thread_while_a_fault_retracts():
+    import threading
+
+    bench = Bench()
+    interlock = bench.to(State.ENGAGED)
+
+    def stop() -> None:
+        other = threading.Thread(target=interlock.polled)
+        other.start()
+        other.join(5)
+        assert not other.is_alive()
+        bench.parts.done.append("stop")
+
+    bench.parts.stop = stop
+    interlock.overload("3 V")
+    assert bench.parts.done == ["stop", "z", "focus"]
+
+
+# -- rule 8: the watchdog ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [State.ARMED, State.APPROACHING, State.ENGAGED])
+def test_a_controller_that_does_not_answer_for_two_seconds_is_a_fault(state):
+    bench = Bench()
+    interlock = bench.to(state)
+    bench.now_s += 2.0
+    interlock.sampled()
+    interlock.tick()
+    assert interlock.state is state
+    bench.now_s += 0.01
+    interlock.sampled()
+    with pytest.raises(RefusedError):
+        interlock.check_move(HERE, moved(x=0.03))
+    interlock.tick()
+    assert interlock.state is State.FAULT
+    assert bench.parts.done == ["stop", "z", "focus"]
+
+
+def test_the_watchdogs_time_is_the_configurations():
+    bench = Bench(poll_timeout_s=0.5, contact=False)
+    interlock = bench.to(State.ARMED)
+    bench.now_s += 0.6
+    interlock.tick()
+    assert interlock.state is State.FAULT
+
+
+def test_a_disarmed_instrument_is_not_watched():
+    bench = Bench()
+    bench.to(State.DISARMED)
+    bench.now_s += 1000
+    bench.interlock.tick()
+    assert bench.interlock.state is State.DISARMED
+
+
+# -- the focus stage --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mount", ["cantilever", "objective"])
+@pytest.mark.parametrize("state", list(State))
+def test_the_focus_may_always_go_away_and_towards_only_where_it_cannot_touch(mount, state):
+    interlock = Bench(mount).to(state)
+    interlock.check_focus(10.0, 20.0)
+    allowed = state is State.ARMED or (mount == "cantilever" and state in (State.APPROACHING, State.ENGAGED))
+    if allowed:
+        interlock.check_focus(10.0, 5.0)
+    else:
+        with pytest.raises(RefusedError):
+            interlock.check_focus(10.0, 5.0)
+    with pytest.raises(OutOfRangeError):
+        interlock.check_focus(10.0, math.nan)
+
+
+# -- rules that make no sense -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"mount": "glue"}, {"z_sign": 0}, {"max_step_um": math.nan}, {"clear_um": 0.0}, {"poll_timeout_s": -1.0}],
+)
+def test_rules_that_make_no_sense_are_refused(bad):
+    with pytest.raises(OutOfRangeError):
+        Rules(**{"mount": "cantilever", "limits_um": TRAVEL, **bad})
+
+
+# -- all rules at once: whatever happens in whatever order ------------------------------------------------------------
+
+ARROWS = {  # the drawing, as data; an event that is not named changes nothing
+    ("arm", State.DISARMED): {State.ARMED},
+    ("lost", State.ARMED): {State.DISARMED},
+    ("begin_approach", State.ARMED): {State.APPROACHING},
+    ("engage", State.APPROACHING): {State.ENGAGED},
+    ("retracted", State.APPROACHING): {State.ARMED},
+    ("retracted", State.ENGAGED): {State.ARMED},
+    ("reset", State.FAULT): {State.DISARMED},
+    **{("overload", state): {State.FAULT} for state in State},
+    **{("lost", state): {State.FAULT} for state in (State.APPROACHING, State.ENGAGED)},
+    **{("tick", state): {State.FAULT} for state in (State.ARMED, State.APPROACHING, State.ENGAGED)},
+}
+um = st.floats(-0.2, 10.2) | st.sampled_from([math.nan, math.inf, 0.0, 5.0])
+positions = st.builds(PositionUm, st.floats(40, 60), st.floats(40, 60), um)
+events = st.one_of(
+    *(st.tuples(st.just(name)) for name in ("polled", "sampled", "tick", "arm", "reset", "sphere_lifted", "alive")),
+    st.tuples(st.sampled_from(["lost", "overload"]), st.just("why")),
+    st.tuples(st.sampled_from(["begin_approach", "engage", "retracted"]), positions),
+    st.tuples(st.just("wait"), st.sampled_from([0.05, 0.2, 3.0])),
+    st.tuples(st.just("move"), positions, positions),
+    st.tuples(st.just("creep"), st.floats(0.0, 0.06)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["cantilever", "objective"]), st.booleans(), st.lists(events, max_size=40))
+def test_no_sequence_of_events_takes_an_arrow_that_is_not_drawn_or_moves_what_must_not(mount, contact, sequence):
+    bench = Bench(mount, contact=contact)
+    interlock, parts, rules = bench.interlock, bench.parts, bench.rules
+    order = ["stop", "z", "focus"] if mount == "cantilever" else ["stop", "focus", "z"]
+    creeping = HERE
+    for name, *arguments in sequence:
+        before = interlock.state
+        parts.done.clear()
+        try:
+            if name == "wait":
+                bench.now_s += arguments[0]
+            elif name == "alive":
+                bench.alive()
+            elif name in ("arm", "reset", "sphere_lifted"):
+                getattr(interlock, name)(by=ME)
+            elif name in ("move", "creep"):
+                here, target = (
+                    arguments if name == "move" else (creeping, creeping._replace(z=creeping.z + arguments[0]))
+                )
+                interlock.check_move(here, target)
+                creeping = target if name == "creep" else creeping
+                assert rules.limits_um.contains(target)
+                away = abs(target.x - here.x) <= rules.hold_um >= abs(target.y - here.y) and target.z <= here.z
+                if before in (State.DISARMED, State.FAULT):
+                    assert away
+                if before is State.APPROACHING and not away:
+                    assert target.z - here.z <= rules.approach_step_um
+                    assert target.z - interlock._approach_from[0] <= rules.approach_travel_um
+                if before is State.ENGAGED and not away:
+                    assert abs(target.z - here.z) <= rules.engaged_z_step_um
+            else:
+                getattr(interlock, name)(*arguments)
+        except FirmwareError:
+            assert interlock.state is before
+        after = interlock.state
+        assert after is before or after in ARROWS.get((name, before), set()), (name, before, after)
+        if name not in ("move", "creep"):
+            entered = after is State.FAULT and before is not State.FAULT
+            assert parts.done == (order if entered else [])
