@@ -4,6 +4,7 @@ FirmwareError
   LinkError(FirmwareError)              the link failed: the position is unknown, a person is needed
     LinkTimeoutError(TimeoutError)      no answer, or not at rest, before a deadline
     ProtocolError                       an answer that cannot be the answer to the question
+    ServoLostError                      a servo is open that was closed: a reboot, a power cut, the front switch
   RefusedError(FirmwareError)           the request was not carried out: nothing moved
     OutOfRangeError(ValueError)         because a value is not a number or lies beyond a limit
     StoppedError                        because somebody pressed stop: the stage holds where it came to rest
@@ -26,6 +27,10 @@ class LinkTimeoutError(LinkError, TimeoutError):
 
 class ProtocolError(LinkError):
     """An instrument answered something that cannot be the answer to the question."""
+
+
+class ServoLostError(LinkError):
+    """A servo loop is open that had been closed, so that position and contact with the sample are unknown."""
 
 
 class RefusedError(FirmwareError):

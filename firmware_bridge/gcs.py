@@ -16,7 +16,7 @@ from .errors import OutOfRangeError, ProtocolError
 
 MOVING, READY, GENERATING, STOP = b"\x05", b"\x07", b"\x09", b"\x18"
 CONTROL_BYTES = MOVING + READY + GENERATING + STOP
-READY_REPLY = "\xb1"
+READY_REPLY, BUSY_REPLY = "\xb1", "\xb0"
 # Bytes 0x80-0xFF occur (READY_REPLY), and this codec loses none.
 ENCODING = "latin-1"
 # Longer than any reply of three axes; a device that talks on without ever ending a reply is not a controller.
@@ -109,32 +109,41 @@ def profile_of(identity: str) -> Profile | None:
 def format_number(value: float) -> str:
     """A finite number as the controllers' parsers like it: fixed point, 1e-6 resolution (1 pm for a position in um).
 
+    No longer than it needs to be: at 115 200 Bd a digit takes 87 us.
+
     Raises
     ------
     OutOfRangeError
         NaN and infinity never reach the wire.
 
     >>> format_number(12.5), format_number(-1e-7)
-    ('12.500000', '0.000000')
+    ('12.5', '0')
     """
     if not math.isfinite(value):
         raise OutOfRangeError(f"{value} is not a finite number; nothing was sent")
-    text = f"{value:.6f}"
-    return text[1:] if text.startswith("-") and not text.strip("-0.") else text
+    text = f"{value:.6f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
 
 
 def set_line(mnemonic: str, values: Mapping[str, float | bool]) -> bytes:
     r"""A set command.
 
     >>> set_line("MOV", {"1": 10, "2": 20.5})
-    b'MOV 1 10.000000 2 20.500000\n'
+    b'MOV 1 10 2 20.5\n'
     >>> set_line("SVO", {"A": True})
     b'SVO A 1\n'
     """
-    words = [mnemonic]
-    for item, value in values.items():
-        words += [item, str(int(value)) if isinstance(value, bool) else format_number(value)]
-    return f"{' '.join(words)}\n".encode(ENCODING)
+    return command_line(mnemonic, *(word for pair in values.items() for word in pair))
+
+
+def command_line(mnemonic: str, *words: str | float) -> bytes:
+    r"""A command of any words; flags are sent as 0 and 1. Errors as in `format_number`.
+
+    >>> command_line("CTO", 1, 3, 0, 1, 1, 0.5)
+    b'CTO 1 3 0 1 1 0.5\n'
+    """
+    texts = (word if isinstance(word, str) else format_number(word) for word in words)
+    return f"{' '.join([mnemonic, *texts])}\n".encode(ENCODING)
 
 
 def query_line(mnemonic: str, items: Iterable[str] = ()) -> bytes:
@@ -276,6 +285,33 @@ def parse_integer(reply: str, *, base: int = 10) -> int:
         return int(reply, base)
     except ValueError as exc:
         raise ProtocolError(f"expected an integer of base {base}, received {reply!r}") from exc
+
+
+def parse_ready(reply: str) -> bool:
+    r"""The answer to #7.
+
+    Raises
+    ------
+    ProtocolError
+        Neither ready (0xB1) nor busy (0xB0).
+
+    >>> parse_ready("\xb1"), parse_ready("\xb0")
+    (True, False)
+    """
+    if reply not in (READY_REPLY, BUSY_REPLY):
+        raise ProtocolError(f"expected ready or busy, received {reply!r}")
+    return reply == READY_REPLY
+
+
+def parse_help(reply: str) -> frozenset[str]:
+    r"""The commands that ``HLP?`` lists, one a line, the first word of it.
+
+    >>> sorted(parse_help("The following commands are valid: \nCTO {<Line>} - trigger \nPOS? \nend of help"))
+    ['CTO', 'POS?']
+    """
+    lines = reply.lstrip("\0").split("\n")
+    words = (line.split()[0] for line in lines[1:-1] if line.strip())
+    return frozenset(word.upper() for word in words)
 
 
 # -- the controller's side ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One port, one lock, one request in flight, a deadline for each, and always in step with the controller.
+"""One port, one lock, one exchange in flight, a deadline for each, and always in step with the controller.
 
 GCS has no checksum and no sequence number: a reply that comes after its time-out would be taken for the answer to the
 next question. So a link that missed a reply, or that finds bytes it did not ask for, first drains the line, asks
@@ -7,182 +7,28 @@ next question. So a link that missed a reply, or that finds bytes it did not ask
 
 from __future__ import annotations
 
-import errno
 import logging
-import select
-import socket
 import threading
 import time
-from collections.abc import Callable
-from typing import Protocol, TypeVar
-
-import serial
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from . import gcs
-from .errors import LinkError, LinkTimeoutError, OutOfRangeError, ProtocolError, RefusedError
+from .errors import LinkError, LinkTimeoutError, ProtocolError, RefusedError
+from .transport import Transport
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-WRITE_TIMEOUT_S = 1.0
 # A line is taken as silent after this; a 16 ms FTDI latency timer and a slow controller fit in well.
 SILENCE_S = 0.05
-
-
-class Transport(Protocol):
-    """Bytes to and from one port. Errors are LinkErrors; close is idempotent."""
-
-    def write(self, data: bytes) -> None:
-        """Send all of it, or raise."""
-
-    def read(self, timeout_s: float) -> bytes:
-        """What has arrived, at the latest after `timeout_s`; empty if nothing has."""
-
-    def close(self) -> None:
-        """Give the port back."""
-
-
-class SerialTransport:
-    """A serial port (or a pty), opened for us alone and with the adapter's low-latency mode where it has one."""
-
-    def __init__(self, port: serial.Serial) -> None:
-        self._port = port
-
-    @classmethod
-    def open(cls, path: str, *, baud: int) -> SerialTransport:
-        """Open `path` at `baud` Bd, 8N1."""
-        try:
-            port = serial.Serial(path, baud, timeout=0, write_timeout=WRITE_TIMEOUT_S, exclusive=True)
-        except ValueError as exc:
-            raise OutOfRangeError(f"{path} cannot be opened at {baud} Bd: {exc}") from exc
-        except OSError as exc:  # SerialException is one
-            raise LinkError(_why_not(path, exc)) from exc
-        try:
-            port.set_low_latency_mode(True)
-        except (ValueError, NotImplementedError, OSError):
-            log.debug("%s has no low-latency mode (a pty has none)", path)
-        return cls(port)
-
-    def write(self, data: bytes) -> None:
-        """Send all of it, or raise."""
-        try:
-            self._port.write(data)
-        except serial.SerialTimeoutException as exc:
-            raise LinkTimeoutError(f"{self._port.name} takes no data: is the controller on?") from exc
-        except OSError as exc:
-            raise self._lost(exc) from exc
-
-    def read(self, timeout_s: float) -> bytes:
-        """What has arrived, at the latest after `timeout_s`; empty if nothing has."""
-        try:
-            if not self._port.in_waiting and not select.select([self._port.fileno()], [], [], timeout_s)[0]:
-                return b""
-            # Readable with nothing waiting is a hang-up: asking for one byte lets pyserial say so.
-            return self._port.read(max(1, self._port.in_waiting))
-        except OSError as exc:
-            raise self._lost(exc) from exc
-
-    def _lost(self, exc: OSError) -> LinkError:
-        return LinkError(f"{self._port.name} is gone ({exc}). The position is unknown: check cable and power")
-
-    def close(self) -> None:
-        """Give the port back."""
-        self._port.close()
-
-
-def _why_not(path: str, exc: OSError) -> str:
-    # pyserial drops the error number where its exclusive lock is refused; the context of its exception has it.
-    number = exc.errno or getattr(exc.__context__, "errno", None)
-    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        return (
-            f"No serial device at {path}. Check the cable and the [stage] port in the config; "
-            "`superlens-pzt simulate` runs without hardware"
-        )
-    if number == errno.EACCES:
-        return f"No permission to open {path}: add this user to the group that owns it (dialout)"
-    if number in (errno.EBUSY, errno.EAGAIN):
-        return f"{path} is in use by another program: close it"
-    return f"{path} cannot be opened as a serial port ({exc}): check the [stage] port in the config"
-
-
-class TcpTransport:
-    """A controller's TCP port."""
-
-    def __init__(self, connection: socket.socket, name: str) -> None:
-        self._socket, self._name = connection, name
-
-    @classmethod
-    def open(cls, host: str, port: int, *, timeout_s: float = 3.0) -> TcpTransport:
-        """Connect to `host`:`port`."""
-        name = f"tcp://{host}:{port}"
-        try:
-            connection = socket.create_connection((host, port), timeout=timeout_s)
-        except OSError as exc:
-            raise LinkError(
-                f"No controller at {name} ({exc}). Check the network and the [stage] port in the config; "
-                f"`superlens-pzt simulate --tcp {port}` runs without hardware"
-            ) from exc
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(WRITE_TIMEOUT_S)
-        return cls(connection, name)
-
-    def write(self, data: bytes) -> None:
-        """Send all of it, or raise."""
-        try:
-            self._socket.sendall(data)
-        except TimeoutError as exc:
-            raise LinkTimeoutError(f"{self._name} takes no data: is the controller on?") from exc
-        except OSError as exc:
-            raise LinkError(f"{self._name} is gone ({exc}). The position is unknown") from exc
-
-    def read(self, timeout_s: float) -> bytes:
-        """What has arrived, at the latest after `timeout_s`; empty if nothing has."""
-        try:
-            if not select.select([self._socket], [], [], timeout_s)[0]:
-                return b""
-            data = self._socket.recv(65536)
-        except (OSError, ValueError) as exc:  # ValueError: closed by us, in another thread
-            raise LinkError(f"{self._name} is gone ({exc}). The position is unknown") from exc
-        if not data:
-            raise LinkError(
-                f"{self._name} closed the connection. The position is unknown; a controller serves one client at a time"
-            )
-        return data
-
-    def close(self) -> None:
-        """Give the port back."""
-        self._socket.close()
-
-
-def open_transport(port: str, *, baud: int = 115200) -> Transport:
-    """Open a port by its name in the config.
-
-    Parameters
-    ----------
-    port : str
-        A device such as ``/dev/ttyUSB0``, or ``tcp://host:50000`` (``socket://`` is the same).
-    baud : int
-        Of a serial port, Bd.
-
-    Raises
-    ------
-    LinkError
-        Nobody is there, or the port is in use.
-    OutOfRangeError
-        `port` is neither.
-    """
-    scheme, separator, rest = port.partition("://")
-    if not separator and port:
-        return SerialTransport.open(port, baud=baud)
-    host, _, number = rest.rpartition(":")
-    if scheme not in ("tcp", "socket") or not host or not number.isdecimal() or not 0 < int(number) < 65536:
-        raise OutOfRangeError(f"{port!r} is not a port: write /dev/ttyUSB0, tcp://192.168.0.10:50000 or sim:")
-    return TcpTransport.open(host.strip("[]"), int(number))
+# So many time-outs long may a reply be that arrives bit by bit.
+PATIENCE = 10
 
 
 class Link:
-    """Requests and replies over a transport, one at a time; safe to use from several threads.
+    """Requests and replies over a transport, one exchange at a time; safe to use from several threads.
 
     Parameters
     ----------
@@ -191,9 +37,17 @@ class Link:
     name : str
         What error messages call the port.
     timeout_s : float
-        How long a reply may take, seconds.
+        How long a reply may keep us waiting, seconds.
     clock : callable
         Seconds, monotonic.
+
+    Attributes
+    ----------
+    identity : str
+        The last answer to ``*IDN?`` of `identify`.
+    lost : str or None
+        Why nobody can be spoken to any more: the port is gone, or the device does not answer as itself. None while
+        the link works, also where a single exchange failed.
     """
 
     def __init__(
@@ -201,6 +55,7 @@ class Link:
     ) -> None:
         self.name = name
         self.identity = ""
+        self.lost: str | None = None
         self._transport, self._timeout_s, self._clock = transport, timeout_s, clock
         self._request_lock = threading.Lock()  # held from a request to its last reply
         self._write_lock = threading.Lock()  # held for one write, so that #24 can pass a request that waits
@@ -217,58 +72,85 @@ class Link:
             Nobody answered, or not like a controller.
         """
         with self._request_lock:
-            self._drain()
-            try:
-                reply = self._exchange(gcs.query_line("*IDN?"))
-            except LinkTimeoutError as exc:
-                raise LinkTimeoutError(
-                    f"{self.name} does not answer *IDN? within {self._timeout_s:g} s: is the controller on, is this "
-                    "its port, is the baud rate the controller's?"
-                ) from exc
-            if reply.count(",") < 2 or not reply.isascii():
-                raise ProtocolError(f"{self.name} answered *IDN? with {reply!r}: this is not a PI controller's answer")
-            self.identity = reply.strip()
-            return self.identity
+            return self._identify()
+
+    def reopen(self, transport: Callable[[], Transport]) -> str:
+        """Close the port and open it again.
+
+        Parameters
+        ----------
+        transport : callable
+            Opens the new one. It is called after the old one was closed: a serial device whose old descriptor is
+            still open comes back under another name.
+
+        Returns
+        -------
+        str
+            What is there now says to ``*IDN?``; whether it is the same device is for the caller to say.
+
+        Raises
+        ------
+        LinkError
+            The link was closed for good, or nobody is there, or not a controller.
+        """
+        with self._request_lock:
+            with self._write_lock:
+                self._check_open()
+                self._transport.close()
+                self.lost = f"{self.name} was closed to be opened again"
+                self._transport = transport()
+            return self._identify()
 
     def ask(self, request: bytes, parse: Callable[[str], T], *, before_sending: Callable[[], None] | None = None) -> T:
-        """Send a request and read its one reply.
+        """Send a request and read its one reply; as `ask_each` with one parser."""
+        return self.ask_each(request, [parse], before_sending=before_sending)[0]
+
+    def ask_each(
+        self,
+        request: bytes,
+        parsers: Sequence[Callable[[str], T]],
+        *,
+        before_sending: Callable[[], None] | None = None,
+    ) -> list[T]:
+        """Send one or several queries in one write and read one reply to each.
 
         Parameters
         ----------
         request : bytes
-            One write; it may hold several lines, of which one has a reply.
-        parse : callable
-            Makes the reply a value, or raises ProtocolError.
+            One write; it holds as many queries as there are parsers, and any number of commands.
+        parsers : sequence of callable
+            Make the replies values, in order, or raise ProtocolError.
         before_sending : callable, optional
             Called at the last moment before sending; what it raises keeps the request back. `interrupt` cannot come
             in between.
 
         Returns
         -------
-        T
-            What `parse` made of the reply.
+        list
+            What the parsers made of the replies.
 
         Raises
         ------
         LinkTimeoutError
-            No reply, and the controller reports no error either, or is dead.
+            A reply is missing, and the controller reports no error either, or is dead.
         RefusedError
-            No reply, because the controller did not accept the query (its `code` says why).
+            A reply is missing, because the controller did not accept the query (its `code` says why).
         ProtocolError
-            The reply made no sense.
+            A reply made no sense.
         LinkError
             The port is gone or was closed.
         """
         with self._request_lock:
             if self._in_step:
-                stray = self._reader.pending + self._transport_read(0.0)
+                stray = self._reader.pending + self._read(0.0)
                 if stray:
                     log.warning("%s: %r came unasked; getting in step again", self.name, stray)
                     self._in_step = False
             if not self._in_step:
                 self._resync()
             try:
-                return parse(self._exchange(request, before_sending))
+                replies = self._exchange(request, len(parsers), before_sending)
+                return [parse(reply) for parse, reply in zip(parsers, replies, strict=True)]
             except LinkTimeoutError as exc:
                 raise self._explain(request, exc) from exc
             except ProtocolError:
@@ -291,43 +173,74 @@ class Link:
         with self._request_lock, self._write_lock:
             self._transport.close()
 
+    # -- with the request lock held, but for _write and _check_open --------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LinkError(f"{self.name} is closed: open the stage again")
+
     def _write(self, data: bytes, before_sending: Callable[[], None] | None = None) -> None:
         with self._write_lock:
             if before_sending is not None:
                 before_sending()
-            if self._closed:
-                raise LinkError(f"{self.name} is closed: open the stage again")
+            self._check_open()
             log.debug("%s < %r", self.name, data)
-            self._transport.write(data)
+            try:
+                self._transport.write(data)
+            except LinkError as exc:
+                self._in_step = False  # half of it may be on its way
+                if not isinstance(exc, LinkTimeoutError):
+                    self.lost = str(exc)
+                raise
 
-    def _transport_read(self, timeout_s: float) -> bytes:
-        if self._closed:
-            raise LinkError(f"{self.name} is closed: open the stage again")
-        return self._transport.read(timeout_s)
+    def _read(self, timeout_s: float) -> bytes:
+        self._check_open()
+        try:
+            return self._transport.read(timeout_s)
+        except LinkError as exc:
+            self.lost = str(exc)
+            raise
 
-    def _exchange(self, request: bytes, before_sending: Callable[[], None] | None = None) -> str:
+    def _exchange(self, request: bytes, count: int = 1, before_sending: Callable[[], None] | None = None) -> list[str]:
         self._write(request, before_sending)
+        # What still arrives, as a long reply over a slow wire does, may take its time: but not for ever.
+        last = self._clock() + PATIENCE * self._timeout_s
         deadline = self._clock() + self._timeout_s
         replies: list[str] = []
-        while not replies:
+        while len(replies) < count:
             left_s = deadline - self._clock()
-            data = self._transport_read(left_s) if left_s > 0 else b""
+            data = self._read(left_s) if left_s > 0 else b""
             if not data:
                 self._in_step = False
                 raise LinkTimeoutError(
                     f"{self.name} did not answer {request!r} within {self._timeout_s:g} s "
-                    f"(received {self._reader.pending!r})"
+                    f"(received {[*replies, self._reader.pending]})"
                 )
-            replies = self._reader.feed(data)
+            replies += self._reader.feed(data)
+            deadline = min(last, self._clock() + self._timeout_s)
         log.debug("%s > %r", self.name, replies)
-        if len(replies) > 1:
-            raise ProtocolError(f"{self.name} answered {request!r} with more than one reply: {replies}")
-        return replies[0]
+        if len(replies) > count:
+            raise ProtocolError(f"{self.name} answered {request!r} with more than {count} replies: {replies}")
+        return replies
+
+    def _identify(self) -> str:
+        self._drain()
+        try:
+            (reply,) = self._exchange(gcs.query_line("*IDN?"))
+        except LinkTimeoutError as exc:
+            raise LinkTimeoutError(
+                f"{self.name} does not answer *IDN? within {self._timeout_s:g} s: is the controller on, is this "
+                "its port, is the baud rate the controller's?"
+            ) from exc
+        if reply.count(",") < 2 or not reply.isascii():
+            raise ProtocolError(f"{self.name} answered *IDN? with {reply!r}: this is not a PI controller's answer")
+        self.identity, self.lost, self._in_step = reply.strip(), None, True
+        return self.identity
 
     def _drain(self) -> None:
         # At most one time-out's worth: a device that never falls silent must not hold the lock for ever.
         deadline = self._clock() + self._timeout_s
-        while self._transport_read(SILENCE_S) and self._clock() < deadline:
+        while self._read(SILENCE_S) and self._clock() < deadline:
             pass
         self._reader.clear()
 
@@ -337,18 +250,19 @@ class Link:
         deadline = self._clock() + self._timeout_s
         while (left_s := deadline - self._clock()) > 0:
             # The controller answers in order: whatever was late comes before this answer.
-            if any(reply.strip() == self.identity for reply in self._reader.feed(self._transport_read(left_s))):
+            if any(reply.strip() == self.identity for reply in self._reader.feed(self._read(left_s))):
                 self._drain()
-                self._in_step = True
+                self._in_step, self.lost = True, None
                 log.warning("%s: in step again", self.name)
                 return
-        raise LinkTimeoutError(f"{self.name} does not answer as {self.identity!r} any more: the position is unknown")
+        self.lost = f"{self.name} does not answer as {self.identity!r} any more: the position is unknown"
+        raise LinkTimeoutError(self.lost)
 
     def _explain(self, request: bytes, exc: LinkTimeoutError) -> LinkTimeoutError | RefusedError:
         # A query with a bad argument is not answered at all; the reason lies in the error register.
         try:
             self._resync()
-            code = gcs.parse_integer(self._exchange(gcs.query_line("ERR?")))
+            code = gcs.parse_integer(self._exchange(gcs.query_line("ERR?"))[0])
         except LinkError as second:
             log.warning("%s: no way to ask for the reason: %s", self.name, second)
             self._in_step = False

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import socket
 import threading
 
 import pytest
 
 from firmware_bridge import gcs
-from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, ProtocolError, RefusedError
-from firmware_bridge.link import open_transport
+from firmware_bridge.errors import LinkError, LinkTimeoutError, ProtocolError, RefusedError
 
 IDN = (b"*IDN?\n", b"PI, E-727, 1, 2\n")
 POS = b"POS? 1\n"
@@ -70,7 +66,7 @@ def test_a_dead_controller_is_a_time_out_and_never_a_hang(scripted):
 def test_half_a_reply_is_a_time_out_that_shows_the_half(scripted):
     link, _ = scripted([IDN, (POS, b"1=0."), IDN, (b"ERR?\n", b"0\n")])
     link.identify()
-    with pytest.raises(LinkTimeoutError, match=r"received b'1=0\.'"):
+    with pytest.raises(LinkTimeoutError, match=r"received \[b'1=0\.'\]"):
         link.ask(POS, number)
 
 
@@ -140,64 +136,3 @@ def test_nobody_at_the_port_says_what_to_check(scripted):
     link, _ = scripted([(b"*IDN?\n", None)])
     with pytest.raises(LinkTimeoutError, match="baud"):
         link.identify()
-
-
-def test_a_serial_device_that_is_absent_is_one_clear_error():
-    with pytest.raises(LinkError, match="No serial device at /dev/ttyUSB99") as absent:
-        open_transport("/dev/ttyUSB99")
-    assert "superlens-pzt simulate" in str(absent.value)
-
-
-def test_a_serial_port_is_opened_once(tmp_path):
-    ours, theirs = pty.openpty()
-    try:
-        path = os.ttyname(theirs)
-        first = open_transport(path)
-        with pytest.raises(LinkError, match="in use by another program"):
-            open_transport(path)
-        first.close()
-        open_transport(path).close()
-    finally:
-        os.close(ours)
-        os.close(theirs)
-
-
-def test_a_file_is_no_serial_port(tmp_path):
-    path = tmp_path / "file"
-    path.touch()
-    with pytest.raises(LinkError, match="cannot be opened as a serial port"):
-        open_transport(str(path))
-
-
-def test_a_pty_that_hangs_up_is_a_link_error():
-    ours, theirs = pty.openpty()
-    transport = open_transport(os.ttyname(theirs))
-    os.close(theirs)
-    os.close(ours)
-    with pytest.raises(LinkError, match="is gone"):
-        transport.read(1.0)
-    with pytest.raises(LinkError, match="is gone"):
-        transport.write(b"*IDN?\n")
-    transport.close()
-
-
-def test_a_tcp_port_where_nobody_listens_is_one_clear_error():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(LinkError, match=r"No controller at tcp://127\.0\.0\.1"):
-        open_transport(f"tcp://127.0.0.1:{port}")
-
-
-def test_a_tcp_peer_that_closes_is_a_link_error():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        transport = open_transport(f"socket://127.0.0.1:{listener.getsockname()[1]}")
-        listener.accept()[0].close()
-    with pytest.raises(LinkError, match="closed the connection"):
-        transport.read(5.0)
-    transport.close()
-
-
-@pytest.mark.parametrize("port", ["", "tcp://", "tcp://host", "tcp://host:0", "tcp://host:99999", "usb://x:1"])
-def test_what_is_not_a_port_is_refused_with_examples(port):
-    with pytest.raises(OutOfRangeError, match="/dev/ttyUSB0"):
-        open_transport(port)

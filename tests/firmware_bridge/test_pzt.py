@@ -9,14 +9,17 @@ import time
 import pytest
 
 from firmware_bridge import gcs
+from firmware_bridge.controller import Controller
 from firmware_bridge.errors import (
     LinkError,
     LinkTimeoutError,
     OutOfRangeError,
     ProtocolError,
     RefusedError,
+    ServoLostError,
     StoppedError,
 )
+from firmware_bridge.moves import Rest
 from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
 from firmware_bridge.simulator import Simulator, serve_tcp
 
@@ -146,7 +149,7 @@ def test_a_stage_too_slow_for_its_deadline_is_stopped_and_says_where_it_was(stag
 
 def test_after_a_reboot_a_move_is_refused_until_the_servo_is_closed_again(stage):
     (stage.simulator or stage.behind).feed(b"RBT\n")
-    with pytest.raises(RefusedError, match="servo"):
+    with pytest.raises(ServoLostError, match="started anew"):
         stage.move_to(PositionUm(51, 50, 5))
     with pytest.raises(RefusedError, match="servo_on"):
         stage.move_to(PositionUm(51, 50, 5))
@@ -234,26 +237,35 @@ OPENING = [
     (b"SAI?\n", b"1 \n2 \n3\n"),
     (b"TMN? 1 2 3\n", b"1=0 \n2=0 \n3=0\n"),
     (b"TMX? 1 2 3\n", b"1=100 \n2=100 \n3=10\n"),
+    (b"VEL? 1 2 3\n", b"1=1e6 \n2=1e6 \n3=1e6\n"),
 ]
-MOV = b"MOV 1 10.000000 2 20.000000 3 5.000000\nERR?\n"
+MOV = b"MOV 1 10 2 20 3 5\nERR?\n"
 TARGET = PositionUm(10, 20, 5)
 ONT = (b"ONT? 1 2 3\n", b"1=1 \n2=1 \n3=1\n")
 
 
-def closed_loop(scripted, script):
-    link, wire = scripted([*OPENING, (b"SVO? 1 2 3\n", b"1=1 \n2=1 \n3=1\n"), *script])
+def on_the_bench(link, profile="e727", **options):
     link.identify()
-    return PztStage(link, gcs.PROFILES["e727"]), wire
+    return PztStage(Controller(link, gcs.PROFILES[profile]), **options)
+
+
+def closed_loop(scripted, script, **options):
+    link, wire = scripted([*OPENING, (b"SVO? 1 2 3\n", b"1=1 \n2=1 \n3=1\n"), *script])
+    return on_the_bench(link, **options), wire
 
 
 def pos(x, y, z):
     return (b"POS? 1 2 3\n", f"1={x} \n2={y} \n3={z}\n".encode())
 
 
+def twice(first, second):
+    return (first[0] + second[0], first[1] + second[1])
+
+
 def test_a_move_is_one_write_a_poll_of_motion_then_of_target_and_two_readings(scripted):
     stage, _ = closed_loop(
         scripted,
-        [(MOV, b"0\n"), (b"\x05", b"3\n"), (b"\x05", b"0\n"), ONT, pos(10.001, 20, 5), pos(10.002, 20, 5)],
+        [(MOV, b"0\n"), (b"\x05", b"3\n"), (b"\x05", b"0\n"), ONT, twice(pos(10.001, 20, 5), pos(10.002, 20, 5))],
     )
     assert stage.move_to(TARGET) == (10.002, 20, 5)
 
@@ -265,12 +277,9 @@ def test_a_reading_that_was_garbled_on_the_wire_is_read_again(scripted):
             (MOV, b"0\n"),
             (b"\x05", b"0\n"),
             ONT,
-            pos(18, 20, 5),
-            pos(10, 20, 5),
-            (b"\x05", b"0\n"),
+            twice(pos(18, 20, 5), pos(10, 20, 5)),
             ONT,
-            pos(10, 20, 5),
-            pos(10, 20, 5),
+            twice(pos(10, 20, 5), pos(10, 20, 5)),
         ],
     )
     assert stage.move_to(TARGET) == TARGET
@@ -278,7 +287,7 @@ def test_a_reading_that_was_garbled_on_the_wire_is_read_again(scripted):
 
 def test_a_move_that_the_controller_refuses_reaches_the_caller_as_what_it_is(scripted):
     stage, _ = closed_loop(scripted, [(MOV, b"7\n")])
-    with pytest.raises(OutOfRangeError, match=r"MOV 1 10\.000000.*error 7") as refused:
+    with pytest.raises(OutOfRangeError, match=r"MOV 1 10 .*error 7") as refused:
         stage.move_to(TARGET)
     assert refused.value.code == 7
 
@@ -290,20 +299,9 @@ def test_an_error_that_may_be_anothers_stops_the_stage_before_it_is_reported(scr
 
 
 def test_a_stage_that_says_on_target_elsewhere_is_not_believed(scripted):
-    elsewhere = [(b"\x05", b"0\n"), ONT, pos(50, 20, 5), pos(50, 20, 5)]
-    link, _ = scripted(
-        [
-            *OPENING,
-            (b"SVO? 1 2 3\n", b"1=1 \n2=1 \n3=1\n"),
-            (MOV, b"0\n"),
-            *elsewhere,
-            pos(50, 20, 5),
-            (b"\x18", None),
-            (b"ERR?\n", b"10\n"),
-        ]
-    )
-    link.identify()
-    stage = PztStage(link, gcs.PROFILES["e727"], settle_timeout_s=-1.0)  # its deadline is over after one look
+    elsewhere = [(b"\x05", b"0\n"), ONT, twice(pos(50, 20, 5), pos(50, 20, 5))]
+    script = [(MOV, b"0\n"), *elsewhere, pos(50, 20, 5), (b"\x18", None), (b"ERR?\n", b"10\n")]
+    stage, _ = closed_loop(scripted, script, rest=Rest(timeout_s=-1.0))  # its deadline is over after one look
     with pytest.raises(LinkTimeoutError, match=r"it was at \(50, 20, 5\) um"):
         stage.move_to(TARGET)
 
@@ -332,9 +330,8 @@ def test_the_servo_is_closed_after_a_look_and_verified(scripted):
             (b"SVO? 1 2 3\n", b"1=1 \n2=0 \n3=1\n"),
         ]
     )
-    link.identify()
-    stage = PztStage(link, gcs.PROFILES["e727"])
-    with pytest.raises(RefusedError, match="axis 2 stays off: check the switch"):
+    stage = on_the_bench(link)
+    with pytest.raises(RefusedError, match="axis 2 is off although switched on: check the switches"):
         stage.servo_on()
 
 
@@ -346,30 +343,30 @@ def test_an_e517_is_put_online_before_its_servo_is_closed(scripted):
             (b"SAI?\n", b"A \nB \nC\n"),
             (b"TMN? A B C\n", b"A=0 \nB=0 \nC=0\n"),
             (b"TMX? A B C\n", b"A=100 \nB=100 \nC=10\n"),
+            (b"VEL? A B C\n", b"A=1 \nB=1 \nC=1\n"),
             (b"POS? A B C\n", b"A=+0012.0000 \nB=1.25000E+01 \nC=3\n"),
             (b"TPC?\n", b"3\n"),
             (b"ONL 1 1 2 1 3 1\nERR?\n", b"0\n"),
             (b"VCO A 1 B 1 C 1\nERR?\n", b"0\n"),
             (b"SVO A 1 B 1 C 1\nERR?\n", b"0\n"),
             (b"SVO? A B C\n", *abc),
+            (b"ONL? 1 2 3\n", b"1=1 \n2=1 \n3=1\n"),
             (b"POS? A B C\n", b"A=12 \nB=12.5 \nC=3\n"),
         ]
     )
-    link.identify()
-    PztStage(link, gcs.PROFILES["e517"]).servo_on()
+    on_the_bench(link, "e517").servo_on()
 
 
 def test_axes_with_other_names_are_refused(scripted):
     link, _ = scripted([IDN, (b"SAI?\n", b"X \nY \nZ\n")])
-    link.identify()
     with pytest.raises(RefusedError, match="axes are"):
-        PztStage(link, gcs.PROFILES["e727"])
+        on_the_bench(link)
 
 
 def test_a_stop_that_comes_before_the_bytes_of_a_move_keeps_them_back(scripted):
     stage, wire = closed_loop(scripted, [(b"\x18", None), (b"ERR?\n", b"10\n")])
-    began_with = stage._last_stop
+    began_with = stage._mover.last_stop
     stage.stop()
     with pytest.raises(StoppedError):
-        stage._move({"1": 10.0}, TARGET, began_with, 1.0)
+        stage._mover.move(TARGET, began_with, 1.0)
     assert b"MOV" not in wire.sent

@@ -1,0 +1,254 @@
+"""One move at a time, from its command to the proof that the stage is at rest; to the stop, if anything goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from . import gcs
+from .controller import Controller
+from .errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, ServoLostError, StoppedError
+from .guard import MotionGuard
+from .position import PositionUm
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Between two looks at a moving stage: less than a settling time, and no busy loop.
+POLL_S = 0.001
+# A stop ends a wait for a long slew after this at the latest.
+LONGEST_PAUSE_S = 0.05
+# A stage that is not on target so long after its motion may have lost its servo: it is asked.
+SUSPECT_S = 0.05
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What counts as at rest on a target.
+
+    Attributes
+    ----------
+    tolerance_um, noise_um : float
+        A returned position is at most this far from its target, and its readings from each other.
+    readings : int
+        How often the position is read. GCS has no checksum: one reading is believed by its nearness to the target
+        alone.
+    timeout_s : float
+        From the end of the motion, seconds.
+    """
+
+    tolerance_um: float = 0.02
+    noise_um: float = 0.004
+    readings: int = 2
+    timeout_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.readings not in (1, 2) or not (self.tolerance_um > 0 and self.noise_um > 0):
+            raise OutOfRangeError(f"{self}: expected 1 or 2 readings, and a tolerance and a noise above 0 um")
+
+
+class Mover:
+    """Moves of one controller.
+
+    Parameters
+    ----------
+    controller : Controller
+        What is moved.
+    rest : Rest
+        When a move is over.
+    guard : MotionGuard
+        Is told of each answer, and when position and contact become invalid.
+    clock, sleep : callable
+        Seconds, monotonic; and waiting.
+
+    Attributes
+    ----------
+    ready : bool
+        A move will move: the servo was closed knowingly, and nothing has happened since.
+    slew_um_s : float
+        What the set point moves by, for waiting and not for safety.
+    rested_um : PositionUm or None
+        Where the last move ended; None when anything may have happened since.
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        rest: Rest,
+        guard: MotionGuard,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.controller, self.guard = controller, guard
+        self.ready = False
+        self.slew_um_s = 1e9
+        self.rested_um: PositionUm | None = None
+        self._held_um: PositionUm | None = None  # the target of that move
+        self._rest, self._clock, self._sleep = rest, clock, sleep
+        self._settling_s = 0.0  # how long the last moves took to settle: asking earlier only keeps the wire busy
+        self._lock = threading.Lock()
+        self._last_stop = object()  # a new one with each stop: a move ends when it is not the one it began with
+
+    @property
+    def last_stop(self) -> object:
+        """To be taken before a move is decided on, and given to it."""
+        return self._last_stop
+
+    @contextmanager
+    def alone(self, *, wait_s: float = 0.0) -> Iterator[None]:
+        """Nothing else moves meanwhile; RefusedError where something does, and still does after `wait_s`."""
+        if not self._lock.acquire(timeout=wait_s):
+            raise RefusedError("another move is under way: wait for it, or stop it")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """Ask the controller, and tell the guard of the answer, or that there is nobody any more."""
+        try:
+            answer = question()
+        except LinkError:
+            if self.controller.link.lost:
+                self.invalidate(self.controller.link.lost)
+            raise
+        self.guard.polled()
+        return answer
+
+    def invalidate(self, why: str) -> None:
+        """From now on nothing is known of position and contact, and nothing moves until the servo is closed again."""
+        self.ready = False
+        self.forget()
+        self.guard.lost(why)
+
+    def forget(self) -> None:
+        """Where the stage is has to be asked."""
+        self.rested_um = self._held_um = None
+
+    def stop(self) -> None:
+        """Stop at once, from any thread."""
+        self._last_stop = object()
+        self.forget()
+        self.controller.stop()
+        log.info("stop sent")
+        code = self.ask(self.controller.error)
+        if code not in (0, gcs.STOPPED):
+            log.warning("after a stop the controller reports %s", gcs.meaning(code))
+
+    def move(
+        self, target_um: PositionUm, last_stop: object, timeout_s: float, *, only: slice = slice(None)
+    ) -> PositionUm:
+        """Command the axes `only`, wait until all are at rest on `target_um`, and measure. `alone` is held."""
+        held_um = self._held_um or (None,) * 3
+        self.forget()
+        axes = list(zip(self.controller.axes, target_um, held_um, strict=True))[only]
+        # What the controller holds already is not sent again, unless there would be nothing to send.
+        command_um = {axis: wanted for axis, wanted, held in axes if wanted != held}
+        command_um = command_um or {axis: wanted for axis, wanted, _ in axes}
+        furthest_um = max((abs(to - at) for _, to, at in axes if at is not None), default=0.0)
+        with self.stopping_on_errors(last_stop):
+            self.ask(
+                lambda: self.controller.set("MOV", command_um, before_sending=lambda: self._check_stopped(last_stop))
+            )
+            measured_um = self._settle(target_um, last_stop, timeout_s, furthest_um / self.slew_um_s)
+        if self._last_stop is last_stop:
+            self.rested_um, self._held_um = measured_um, target_um
+        return measured_um
+
+    def run(self, start: bytes, done: Callable[[], bool], last_stop: object, timeout_s: float, what: str) -> None:
+        """Send a command that moves the stage by itself, and wait until it is done. `alone` is held."""
+        self.forget()
+        with self.stopping_on_errors(last_stop):
+            self.ask(lambda: self.controller.command(start, before_sending=lambda: self._check_stopped(last_stop)))
+            deadline_s = self._clock() + timeout_s
+            while not self.ask(done):
+                self._check_stopped(last_stop)
+                if self._clock() > deadline_s:
+                    raise LinkTimeoutError(f"{what} is not over within {timeout_s:g} s: it is stopped now")
+                self._sleep(POLL_S)
+            self._check_stopped(last_stop)
+
+    @contextmanager
+    def stopping_on_errors(self, last_stop: object) -> Iterator[None]:
+        """Whatever goes wrong after a motion was commanded, the stage is stopped before the caller hears of it."""
+        try:
+            yield
+        except (OutOfRangeError, StoppedError):
+            raise
+        except RefusedError as exc:
+            self._check_stopped(last_stop)
+            if exc.code == gcs.SERVO_OFF:
+                raise self._servo_lost("a servo is off") from exc
+            self.stop()  # the error may have been another's, and the stage moving all the same
+            raise
+        except LinkError:
+            try:
+                self.stop()
+            except LinkError as exc:
+                log.error("the stage could not be stopped, and may be moving: %s", exc)
+            raise
+
+    def _settle(self, target_um: PositionUm, last_stop: object, timeout_s: float, slew_s: float) -> PositionUm:
+        begun_s = self._clock()
+        deadline_s = begun_s + timeout_s
+        self._pause(min(slew_s, timeout_s), last_stop)
+        while self.ask(self.controller.moving):
+            self._check_before(deadline_s, target_um, timeout_s)
+            self._pause(POLL_S, last_stop)
+        arrived_s = self._clock()
+        deadline_s = min(deadline_s, arrived_s + self._rest.timeout_s)
+        self._pause(min(0.9 * self._settling_s, self._rest.timeout_s), last_stop)
+        suspected = settled = False
+        while True:
+            self._check_stopped(last_stop)
+            if all(self.ask(lambda: self.controller.flags("ONT?"))):
+                if not settled:
+                    self._settling_s, settled = self._clock() - arrived_s, True
+                readings_um = self.ask(lambda: self.controller.read("POS?", times=self._rest.readings))
+                self._check_stopped(last_stop)
+                if distance_um(readings_um[0], readings_um[-1]) > self._rest.noise_um:
+                    log.warning("two readings differ: %s; reading again", readings_um)
+                elif distance_um(readings_um[-1], target_um) <= self._rest.tolerance_um:
+                    return readings_um[-1]
+            elif not suspected and self._clock() > arrived_s + self._settling_s + SUSPECT_S:
+                suspected = True
+                open_loops = self.ask(self.controller.open_loops)
+                if open_loops:
+                    raise self._servo_lost(open_loops)
+            self._check_before(deadline_s, target_um, timeout_s)
+            self._pause(POLL_S, last_stop)
+
+    def _servo_lost(self, found: str) -> ServoLostError:
+        why = f"{found}: the controller was started anew, or switched over at its front panel"
+        self.invalidate(why)
+        return ServoLostError(f"{why}. Position and contact are unknown: lift the sphere, then servo_on()")
+
+    def _check_before(self, deadline_s: float, target_um: PositionUm, timeout_s: float) -> None:
+        if self._clock() > deadline_s:
+            (here_um,) = self.ask(lambda: self.controller.read("POS?"))
+            raise LinkTimeoutError(
+                f"not settled on {target_um} within {timeout_s:g} s, or {self._rest.timeout_s:g} s after the motion: "
+                f"it was at {here_um} and is stopped now; check servo, load and velocity"
+            )
+
+    def _pause(self, seconds: float, last_stop: object) -> None:
+        end_s = self._clock() + seconds
+        while (left_s := end_s - self._clock()) > 0:
+            self._sleep(min(left_s, LONGEST_PAUSE_S))
+            self._check_stopped(last_stop)
+
+    def _check_stopped(self, last_stop: object) -> None:
+        if self._last_stop is not last_stop:
+            raise StoppedError("the move was stopped; the stage holds where it came to rest", code=gcs.STOPPED)
+
+
+def distance_um(a: PositionUm, b: PositionUm) -> float:
+    """The largest distance in one axis."""
+    return max(abs(p - q) for p, q in zip(a, b, strict=True))
