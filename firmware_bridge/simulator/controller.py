@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -18,11 +19,13 @@ from firmware_bridge import gcs
 from firmware_bridge.errors import OutOfRangeError
 from firmware_bridge.position import Box, PositionUm
 
+from .faults import Faults
 from .motion import PiezoMotion
 
 TRAVEL_UM = Box(PositionUm(0.0, 0.0, 0.0), PositionUm(100.0, 100.0, 10.0))  # P-733.3CL
 MAX_ARGUMENTS = 32  # of one command (E-727)
 MAX_VELOCITY_UM_S = 10_000.0
+RECEIVE_TIMEOUT = 307  # the error that a fault leaves in the register
 TOLERANCE, SETTLING_TIME, QUIET_STOP = 0x07000900, 0x07000901, 0x0E000301
 PARAMETERS = {  # what HPA? says: type and name
     TOLERANCE: ("FLOAT", "On Target Tolerance"),
@@ -97,6 +100,13 @@ class Simulator:
     tolerance_um, settling_s : float
         On target is: within this of the target for this long.
 
+    Attributes
+    ----------
+    faults : Faults
+        What goes wrong: ``simulator.faults.inject("late", only="POS?")``.
+    clock : callable
+        As given.
+
     Raises
     ------
     OutOfRangeError
@@ -119,7 +129,11 @@ class Simulator:
             raise OutOfRangeError(f"no profile {profile!r}: expected one of {', '.join(gcs.PROFILES)}")
         self.profile = gcs.PROFILES[profile]
         self.identity = f"Physik Instrumente (PI) GmbH & Co. KG, {self.profile.model}, SIMULATED, 0.1"
-        self._clock = clock
+        self.clock = self._clock = clock
+        self.faults = Faults(clock, seed=seed)
+        self._outbox: deque[tuple[int, str]] = deque()  # replies, and when they are due, ns
+        self._silent_until_ns = 0
+        self._unplugged: float | None = None
         self._random = np.random.default_rng(seed)
         self._lock = threading.RLock()
         self._reader = gcs.CommandReader()
@@ -131,14 +145,35 @@ class Simulator:
         self._power_up(start_um or travel_um.centre)
 
     def feed(self, data: bytes) -> bytes:
-        """Take the host's bytes, return the controller's."""
+        """Take the host's bytes, return what the controller has to say by now; what is late comes with a later call."""
         with self._lock:
-            return "".join(map(self._execute, self._reader.feed(data))).encode(gcs.ENCODING)
+            for command in self._reader.feed(data):
+                self._take(command)
+            replies = ""
+            while self._outbox and self._outbox[0][0] <= self._clock():
+                replies += self._outbox.popleft()[1]
+            return replies.encode(gcs.ENCODING)
 
     def forget_input(self) -> None:
-        """Drop the beginning of a line; its client has gone."""
+        """Drop the beginning of a line, and replies that are late; their client has gone."""
         with self._lock:
             self._reader = gcs.CommandReader()
+            self._outbox.clear()
+
+    def next_event_ns(self) -> int | None:
+        """When something happens by itself, on `clock`: call `advance` or `feed` then. None: nothing will."""
+        with self._lock:
+            times_ns = [self._outbox[0][0]] if self._outbox else []
+            return min([*times_ns, *filter(None, [self.faults.ends_ns()])], default=None)
+
+    def advance(self) -> None:
+        """Let happen what is due by now."""
+
+    def take_unplug(self) -> float | None:
+        """Whether a fault has pulled the plug since the last call, and for how many seconds (0: for good)."""
+        with self._lock:
+            unplugged, self._unplugged = self._unplugged, None
+            return unplugged
 
     def pose_um(self) -> PositionUm:
         """Where the stage truly is now, without the sensor's noise."""
@@ -191,6 +226,25 @@ class Simulator:
 
     def _pose_um(self, t_ns: int) -> PositionUm:
         return PositionUm(*(axis.motion.state(t_ns / 1e9)[0] for axis in self._axes.values()))
+
+    def _take(self, command: str) -> None:
+        now_ns = self._clock()
+        for fault in self.faults.events(command):
+            if fault.name == "latched":
+                self._error = RECEIVE_TIMEOUT
+            elif fault.name == "servo_off":
+                self._switch([word for name in self._axes for word in (name, "0")], self._axes, "servo")
+            elif fault.name == "reboot":
+                self._reboot()
+                self._silent_until_ns = now_ns + round(fault.delay_s * 1e9)
+            elif fault.name == "unplug":
+                self._unplugged = fault.delay_s
+        if self._unplugged is not None or self.faults.holds("dead") or now_ns < self._silent_until_ns:
+            return
+        reply, late_s = self.faults.reply(command, self._execute(command), self._execute, self.profile.axes)
+        if reply:
+            due_ns = now_ns + round(late_s * 1e9)
+            self._outbox.append((max([due_ns, *(t_ns for t_ns, _ in self._outbox)]), reply))
 
     def _execute(self, command: str) -> str:
         control = command.encode(gcs.ENCODING)
@@ -281,7 +335,7 @@ class Simulator:
         return axis.motion.state(now_s)[0] + axis.noise_um * self._random.standard_normal()
 
     def _on_target(self, axis: Axis, now_s: float) -> bool:
-        live = axis.servo and axis.online and axis.velocity_control
+        live = axis.servo and axis.online and axis.velocity_control and not self.faults.holds("never_on_target")
         return live and axis.motion.settled(now_s, axis.parameters[TOLERANCE], axis.parameters[SETTLING_TIME])
 
     def _read_error(self, args: list[str]) -> str:

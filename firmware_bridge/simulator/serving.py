@@ -1,22 +1,67 @@
-"""A simulated controller on a wire: a pseudo terminal, or TCP to one client at a time."""
+"""A simulated controller on a wire: a pseudo terminal, or TCP to one client; at any baud rate, with a plug to pull."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import pty
 import select
-import socket
 import threading
-import tty
-from collections.abc import Callable
+import time
+from collections import deque
 
-from firmware_bridge.errors import LinkError
+from firmware_bridge import gcs
+from firmware_bridge.errors import LinkError, OutOfRangeError
 
 from .controller import Simulator
+from .wires import PtyWire, TcpWire, Wire
 
 log = logging.getLogger(__name__)
+
+BITS_A_BYTE = 10  # 8N1
+PACKET_BYTES = 62  # an FTDI adapter hands over this much at a time
+READ_BYTES = 65536
+BACKLOG_BYTES = 1 << 16  # of replies that the client does not read; then its requests are not read either
+
+
+class Line:
+    """One direction of a serial line: when the bytes that enter it leave it.
+
+    Parameters
+    ----------
+    baud : int or None
+        Bits per second, ten to a byte; None for a line without delay.
+    """
+
+    def __init__(self, baud: int | None) -> None:
+        self._byte_ns = 0 if baud is None else round(BITS_A_BYTE * 1e9 / baud)
+        self._free_ns = 0
+        self._chunks: deque[tuple[int, bytes]] = deque()
+        self.waiting_bytes = 0
+
+    def push(self, now_ns: int, data: bytes, *, cut: bytes = b"") -> None:
+        """Let bytes enter. They leave in packets, and what ends with a byte of `cut` at once."""
+        self.waiting_bytes += len(data)
+        if not self._byte_ns and data:
+            self._chunks.append((now_ns, data))
+            return
+        start = 0
+        for end, byte in enumerate(data, 1):
+            if byte in cut or end - start == PACKET_BYTES or end == len(data):
+                self._free_ns = max(now_ns, self._free_ns) + (end - start) * self._byte_ns
+                self._chunks.append((self._free_ns, data[start:end]))
+                start = end
+
+    def pop(self, now_ns: int) -> bytes:
+        """What has left by now."""
+        data = bytearray()
+        while self._chunks and self._chunks[0][0] <= now_ns:
+            data += self._chunks.popleft()[1]
+        self.waiting_bytes -= len(data)
+        return bytes(data)
+
+    def next_ns(self) -> int | None:
+        """When the next bytes leave."""
+        return self._chunks[0][0] if self._chunks else None
 
 
 class Server:
@@ -27,25 +72,43 @@ class Server:
     simulator : Simulator
         What answers.
     address : str
-        The port to open: a pty's path, or ``tcp://host:port``.
+        The port to open: the path of a symbolic link to a pty, which stays the same through unplug and replug as a
+        udev name does; or ``tcp://host:port``.
     """
 
-    def __init__(
-        self, simulator: Simulator, address: str, serve: Callable[[int], None], close: Callable[[], None]
-    ) -> None:
-        self.simulator, self.address = simulator, address
-        self._serve, self._close = serve, close
+    def __init__(self, simulator: Simulator, wire: Wire, *, baud: int | None = None) -> None:
+        if baud is not None and baud <= 0:
+            wire.close()
+            raise OutOfRangeError(f"{baud} Bd: expected a positive number")
+        self.simulator, self.address = simulator, wire.address
+        self._wire, self._baud = wire, baud
         self._failure: BaseException | None = None
         self._awake, self._wake = os.pipe()
-        self._thread = threading.Thread(target=self._run, name=f"pzt-simulator {address}", daemon=True)
+        self._orders: deque[tuple[bool, threading.Event]] = deque()
+        self._plugged, self._replug_ns = True, 0.0
+        self._connect()
+        self._thread = threading.Thread(target=self._run, name=f"pzt-simulator {self.address}", daemon=True)
         self._thread.start()
 
-    def _run(self) -> None:
-        try:
-            self._serve(self._awake)
-        except BaseException as exc:
-            self._failure = exc
-            raise
+    def unplug(self) -> None:
+        """Pull the cable: the line hangs up, and nobody is at the address. Done when this returns.
+
+        Raises
+        ------
+        LinkError
+            The serving thread has died.
+        """
+        self._order(False)
+
+    def replug(self) -> None:
+        """Plug the cable in again, at the same address. The controller has had its power all the time.
+
+        Raises
+        ------
+        LinkError
+            The serving thread has died, or somebody else took the TCP port.
+        """
+        self._order(True)
 
     def check(self) -> None:
         """Raise LinkError if the serving thread has died."""
@@ -68,7 +131,7 @@ class Server:
         if self._thread.is_alive():
             raise LinkError(f"the simulator at {self.address} does not stop")
         os.close(self._awake)
-        self._close()
+        self._wire.close()
         self.check()
 
     def __enter__(self) -> Server:
@@ -77,82 +140,122 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _order(self, plugged: bool) -> None:
+        done = threading.Event()
+        self._orders.append((plugged, done))
+        if self._wake >= 0:
+            os.write(self._wake, b"!")
+        if not done.wait(2.0):
+            self.check()
+            raise LinkError(f"the simulator at {self.address} is stopped")
+        self.check()
 
-def serve_pty(simulator: Simulator) -> Server:
-    """Serve a simulator on a new pseudo terminal; its path is the server's address."""
-    ours, theirs = pty.openpty()
-    tty.setraw(theirs)  # kept open: without it, the first client's leaving would hang the line up
-    os.set_blocking(ours, False)
+    # -- the thread ---------------------------------------------------------------------------------------------------
 
-    def serve(awake: int) -> None:
-        while awake not in select.select([ours, awake], [], [])[0]:
-            reply = simulator.feed(os.read(ours, 65536))
-            while reply and awake not in select.select([awake], [ours], [])[0]:
-                reply = reply[os.write(ours, reply) :]
+    def _run(self) -> None:
+        try:
+            while self._round():
+                pass
+        except BaseException as exc:
+            self._failure = exc
+            raise
+        finally:
+            self._wire.unplug()
+            for _, done in self._orders:
+                done.set()
 
-    def close() -> None:
-        os.close(ours)
-        os.close(theirs)
+    def _connect(self) -> None:
+        self._in, self._out, self._leaving = Line(self._baud), Line(self._baud), b""
+        self.simulator.forget_input()
 
-    return Server(simulator, os.ttyname(theirs), serve, close)
+    def _plug(self, plugged: bool) -> None:
+        if plugged != self._plugged:
+            (self._wire.plug if plugged else self._wire.unplug)()
+            self._plugged = plugged
+            self._connect()
+            log.info("simulator at %s is %s", self.address, "plugged in" if plugged else "unplugged")
+
+    def _round(self) -> bool:
+        deaf = self.simulator.faults.holds("deaf") or not self._plugged
+        full = self._out.waiting_bytes + len(self._leaving) > BACKLOG_BYTES
+        readable = [self._awake, *([] if deaf else self._wire.sources(reading=not full))]
+        writable = [self._wire.client] if self._leaving and self._wire.client is not None else []
+        ready, free, _ = select.select(readable, writable, [], self._patience_s())
+        if self._awake in ready:
+            if not os.read(self._awake, 4096):
+                return False
+            while self._orders:
+                plugged, done = self._orders.popleft()
+                self._plug(plugged)
+                done.set()
+            return True
+        if self._replug_ns and time.monotonic_ns() >= self._replug_ns:
+            self._replug_ns = 0
+            self._plug(True)
+            return True
+        data = self._wire.receive([source for source in ready if source != self._awake], READ_BYTES)
+        if data is None:  # another client, or none
+            self._connect()
+            return True
+        now_ns = time.monotonic_ns()
+        self._in.push(now_ns, data, cut=b"\n" + gcs.CONTROL_BYTES)
+        self.simulator.advance()
+        self._out.push(now_ns, self.simulator.feed(self._in.pop(now_ns)))
+        self._leaving += self._out.pop(time.monotonic_ns())
+        if self._leaving and (free or not writable):
+            self._leaving = self._leaving[self._wire.send(self._leaving) :]
+        unplugged_s = self.simulator.take_unplug()
+        if unplugged_s is not None:
+            self._plug(False)
+            self._replug_ns = time.monotonic_ns() + unplugged_s * 1e9 if unplugged_s else 0
+        return True
+
+    def _patience_s(self) -> float | None:
+        """How long nothing happens by itself."""
+        now_ns = time.monotonic_ns()
+        times_ns = [self._in.next_ns(), self._out.next_ns(), int(self._replug_ns) or None]
+        waits_ns = [t_ns - now_ns for t_ns in times_ns if t_ns is not None]
+        event_ns = self.simulator.next_event_ns()
+        if event_ns is not None:
+            waits_ns.append(event_ns - self.simulator.clock())
+        return max(0.0, min(waits_ns) / 1e9) if waits_ns else None
 
 
-def serve_tcp(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) -> Server:
+def serve_pty(simulator: Simulator, *, baud: int | None = None) -> Server:
+    """Serve a simulator on a new pseudo terminal.
+
+    Parameters
+    ----------
+    simulator : Simulator
+        What answers.
+    baud : int, optional
+        Speed of the line, which a pty by itself has not: 10 bits a byte, in both directions.
+
+    Raises
+    ------
+    OutOfRangeError
+        A baud rate that is none.
+    """
+    return Server(simulator, PtyWire(), baud=baud)
+
+
+def serve_tcp(simulator: Simulator, host: str = "127.0.0.1", port: int = 0, *, baud: int | None = None) -> Server:
     """Serve a simulator on TCP to one client at a time; a second one is hung up on, as an E-727 does.
+
+    Parameters
+    ----------
+    simulator : Simulator
+        What answers.
+    host, port : str, int
+        Where to listen; port 0 chooses one.
+    baud : int, optional
+        Speed of the line behind the socket (a serial device server).
 
     Raises
     ------
     LinkError
         The port is in use, or not ours to take.
+    OutOfRangeError
+        A baud rate that is none.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen()
-    except (OSError, OverflowError) as exc:
-        listener.close()
-        if isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE:
-            raise LinkError(f"TCP port {port} is in use: stop the other program, or choose another --tcp") from exc
-        raise LinkError(f"cannot listen on {host}:{port} ({exc})") from exc
-
-    def serve(awake: int) -> None:
-        client: socket.socket | None = None
-        try:
-            while True:
-                sources: list[socket.socket | int] = [listener, awake, *([client] if client else [])]
-                ready = select.select(sources, [], [])[0]
-                if awake in ready:
-                    return
-                # The client first, to the end of what it said: it may have gone, and the newcomer be the next one.
-                if client is not None and client in ready:
-                    if not _serve_client(simulator, client, awake):
-                        client.close()
-                        client = None
-                        simulator.forget_input()
-                elif listener in ready:
-                    newcomer, _ = listener.accept()
-                    if client is not None:
-                        newcomer.close()
-                        continue
-                    client = newcomer
-                    client.setblocking(False)
-                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        finally:
-            if client is not None:
-                client.close()
-
-    return Server(simulator, f"tcp://{host}:{listener.getsockname()[1]}", serve, listener.close)
-
-
-def _serve_client(simulator: Simulator, client: socket.socket, awake: int) -> bool:
-    try:
-        data = client.recv(65536)
-        reply = simulator.feed(data)
-        while reply and awake not in select.select([awake], [client], [])[0]:
-            reply = reply[client.send(reply) :]
-    except OSError as exc:
-        log.info("the simulator's client is gone: %s", exc)
-        return False
-    return bool(data)
+    return Server(simulator, TcpWire(host, port), baud=baud)
