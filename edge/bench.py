@@ -289,9 +289,9 @@ def _run(
 
 
 def render(camera: SimulatedCamera, pool: FramePool, *, exposure_s: float, frames: int) -> NDArray[Any]:
-    """Distinct frames, (n, height, width) counts, along a line through the middle of the travel."""
+    """Distinct frames as they lie in slots, (n, ...), along a line through the middle of the travel."""
     camera.start(pool, exposure_s=exposure_s, triggered=False)
-    pictures = np.empty((frames, *camera.shape), pool.dtype)
+    pictures = np.empty((frames, *pool.shape), pool.dtype)
     for index, picture in enumerate(pictures):
         camera.expose(PositionUm(50 + PATH_UM * (index / frames - 0.5), 50, 5), picture)
     camera.stop()

@@ -8,6 +8,7 @@ each frame is compared with what was sent, in the slot it arrived in.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
@@ -28,7 +29,7 @@ from edge.config import Config
 from edge.devices import Camera, Engine
 from edge.engine import find_bundle, load_engine
 from edge.errors import CameraError, CameraTimeoutError, ConfigError, EdgeError
-from edge.frames import DTYPE, Frame, FramePool, Ledger, PixelFormat, Tile, aligned_empty
+from edge.frames import LAYOUTS, Frame, FramePool, Ledger, PixelFormat, Tile, aligned_empty, slot_shape
 from edge.meter import FlowMeter
 from firmware_bridge.pzt import PositionUm
 
@@ -60,10 +61,11 @@ class FileCamera:
     def __init__(self, path: Path, shape: tuple[int, ...], pixel_format: PixelFormat, *, own_buffer: bool) -> None:
         self.name = "own buffer" if own_buffer else "userptr"
         self.shape, self.format = shape, pixel_format
-        self.bit_depth = 8 * np.dtype(DTYPE[pixel_format]).itemsize
-        self._buffer = aligned_empty(shape, DTYPE[pixel_format]) if own_buffer else None
+        layout, slot = LAYOUTS[pixel_format], slot_shape(pixel_format, shape)
+        self.bit_depth = layout.depth
+        self._buffer = aligned_empty(slot, layout.slot) if own_buffer else None
         self._file = os.open(path, os.O_RDONLY)
-        self._length = os.fstat(self._file).st_size // (self.bit_depth // 8 * int(np.prod(shape)))
+        self._length = os.fstat(self._file).st_size // (np.dtype(layout.slot).itemsize * math.prod(slot))
         self._stopped = threading.Event()
 
     def start(self, pool: FramePool, *, exposure_s: float, triggered: bool) -> None:
@@ -123,7 +125,8 @@ class WholeFrames:
 
 
 def bench_copy(config: Config, *, frames: int = FRAMES) -> dict[str, float]:
-    """Copies per frame by kind of camera: ``simulated``, ``replay``, ``userptr`` and ``own_buffer``.
+    """Copies per frame by kind of camera: ``simulated``, ``replay`` (of mono8 and mono16), ``userptr`` and
+    ``own_buffer``.
 
     Raises
     ------
@@ -160,6 +163,8 @@ def bench_copy(config: Config, *, frames: int = FRAMES) -> dict[str, float]:
             "userptr": lambda: FileCamera(raw, simulated.shape, simulated.format, own_buffer=False),
             "own_buffer": lambda: FileCamera(raw, simulated.shape, simulated.format, own_buffer=True),
         }
+        if simulated.format not in ("mono8", "mono16"):
+            del cameras["replay"]  # no recording holds another format
         figures = {}
         for name, make in cameras.items():
             camera = make()

@@ -20,6 +20,14 @@ PIXEL_SIZE_TOLERANCE = 0.10
 """How far a camera's pixel may be from the one the model was trained for before the result means nothing."""
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
+PixelFormat = Literal[
+    "mono8", "mono10p", "mono12p", "mono16", "bayer_rg8", "bayer_gr8", "bayer_gb8", "bayer_bg8", "rgb8"
+]
+"""What a camera delivers, by the name in GenICam's Pixel Format Naming Convention (PFNC 2.4) in lower case.
+
+``p`` is packed: a row is a stream of bits, least significant first, and begins on a byte.
+"""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -40,7 +48,7 @@ class CameraConfig(_Section):
     fps: Annotated[float, Field(ge=0.01, le=1000)] | None = None  # None: 40 simulated, unpaced replay
     exposure_s: Annotated[float, Field(gt=0, le=10)] = 0.005
     shape_px: tuple[Annotated[int, Field(ge=16, le=8192)], Annotated[int, Field(ge=16, le=8192)]] = (512, 512)
-    pixel_format: Literal["mono8", "mono16"] = "mono8"
+    pixel_format: PixelFormat = "mono8"  # of the simulated camera
     bit_depth: Annotated[int, Field(ge=1, le=16)] | None = None  # None: the pixel format's own
     pixel_size_nm: Annotated[float, Field(gt=0, le=100_000)] | None = None  # None: from the optics or the file
 

@@ -6,25 +6,19 @@ again. Whoever takes a slot out with :meth:`FramePool.acquire` gives it back wit
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.config import PixelFormat as PixelFormat
 from edge.errors import CameraTimeoutError
 from firmware_bridge.pzt import PositionUm
-
-PixelFormat = Literal[
-    "mono8", "mono10p", "mono12p", "mono16", "bayer_rg8", "bayer_gr8", "bayer_gb8", "bayer_bg8", "rgb8"
-]
-"""What a camera delivers, by the name in GenICam's Pixel Format Naming Convention (PFNC 2.4) in lower case.
-
-``p`` is packed: a row is a stream of bits, least significant first, and begins on a byte.
-"""
 
 
 class Layout(NamedTuple):
@@ -42,6 +36,19 @@ class Layout(NamedTuple):
     def packed(self) -> bool:
         """Whether a pixel may begin inside a byte."""
         return self.bits % 8 != 0
+
+    @property
+    def phases(self) -> Iterator[tuple[slice, slice, slice, int]]:
+        """Where the pixels of a packed row lie: for each place in a byte that one may begin at, which pixels do, their
+        low and their high bytes, and the bit of the low byte that is their first.
+
+        A pixel of 10 or 12 bits lies in exactly two bytes.
+        """
+        period = 8 // math.gcd(self.bits, 8)  # pixels until one begins with a byte again
+        for phase in range(period):
+            byte, shift = divmod(phase * self.bits, 8)
+            stride = period * self.bits // 8
+            yield slice(phase, None, period), slice(byte, None, stride), slice(byte + 1, None, stride), shift
 
 
 _BYTE = Layout(np.uint8, 8, 8, np.uint8)
@@ -74,6 +81,42 @@ def slot_shape(pixel_format: PixelFormat, shape_px: tuple[int, ...]) -> tuple[in
     if layout.packed:
         return height, -(-width * layout.bits // 8)
     return (height, width, 3) if pixel_format == "rgb8" else (height, width)
+
+
+def pack(counts: NDArray[np.uint16], layout: Layout, out: NDArray[np.uint8]) -> None:
+    """Write counts (height, width) as the rows of a packed slot, as a sensor's read-out does.
+
+    Examples
+    --------
+    >>> row = np.empty((1, 3), np.uint8)
+    >>> pack(np.array([[0x321, 0x654]], np.uint16), LAYOUTS["mono12p"], row)
+    >>> row.tobytes().hex()
+    '214365'
+    """
+    out[:] = 0
+    for pixels, low, high, shift in layout.phases:
+        shifted = counts[:, pixels] << np.uint16(shift)
+        out[:, low][:, : shifted.shape[1]] |= (shifted & 0xFF).astype(np.uint8)
+        out[:, high][:, : shifted.shape[1]] |= (shifted >> 8).astype(np.uint8)
+
+
+def unpacked(rows: NDArray[np.uint8], width: int, layout: Layout) -> NDArray[np.uint16]:
+    """Counts (height, width) of the rows of a packed slot.
+
+    Examples
+    --------
+    >>> [hex(count) for count in unpacked(np.array([[0x21, 0x43, 0x65]], np.uint8), 2, LAYOUTS["mono12p"])[0]]
+    ['0x321', '0x654']
+    """
+    counts = np.empty((len(rows), width), np.uint16)
+    for pixels, *pair, shift in layout.phases:
+        target = counts[:, pixels]
+        low, high = (rows[:, every][:, : target.shape[1]] for every in pair)
+        np.left_shift(high, 8, out=target, dtype=np.uint16)
+        np.bitwise_or(target, low, out=target)
+        np.right_shift(target, shift, out=target)
+        np.bitwise_and(target, (1 << layout.bits) - 1, out=target)
+    return counts
 
 
 SLOT_ALIGNMENT = 64

@@ -20,7 +20,7 @@ from edge.engine import check_pixel_size, find_bundle, load_engine, manifest_of
 from edge.engine.builder import Job as BuildJob
 from edge.engine.builder import Progress
 from edge.engine.choice import Choice
-from edge.engine.prepare import Counts
+from edge.engine.prepare import Counts, raw_words
 from edge.errors import ConfigError
 from edge.frames import FramePool
 from edge.making import Made, Making, open_engine
@@ -71,6 +71,11 @@ class Instrument:
         before.close()
 
     @property
+    def counts(self) -> Counts:
+        """What the frame slots hold."""
+        return Counts(self.camera.shape, self.camera.format, self.camera.bit_depth)
+
+    @property
     def pixel_size_nm(self) -> float | None:
         """Pixel on the specimen, as the camera says; None is unknown."""
         return self.camera.pixel_size_nm
@@ -82,6 +87,8 @@ class Instrument:
             "camera": self.camera.name,
             "microscope": self.camera.microscope or "unknown",
             "bit_depth": self.camera.bit_depth,
+            "pixel_format": self.camera.format,
+            "raw_is": raw_words(self.camera.format),
             "stage": None if self.stage is None else self.stage.identity,
             "model": self.engine.manifest.name,
             "model_sha256": self.engine.manifest.sha256,

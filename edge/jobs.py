@@ -156,6 +156,7 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
         words=enhanced_words(manifest, output),
         scale=manifest.scale,
         distortion=sphere.distortion if sphere.distortion is not None else camera.distortion,
+        picture=instrument.counts.picture,
         facts=instrument.facts(),
     )
 
@@ -208,7 +209,7 @@ def save_shot(instrument: Instrument, shot: Shot, folder: Path) -> list[Path]:
         facts["field_um"] = sphere.field_um
         facts["field_centre_px"] = sphere.centre_px or "middle"
         facts["field_note"] = "enhanced pixels outside the sphere's field mean nothing"
-    files = [("raw", shot.raw, "raw", {"kind": "raw"}, 1)]
+    files = [("raw", instrument.counts.picture(shot.raw), "raw", {"kind": "raw"}, 1)]
     for name, pixels in shot.outputs.items():
         what = {"kind": "enhanced", "output": name}
         files.append((enhanced_kind(manifest, name), pixels, enhanced_words(manifest, name), what, manifest.scale))
@@ -235,4 +236,5 @@ def preview_sink(instrument: Instrument, board: StatusBoard, meter: FlowMeter) -
         fps=preview.fps,
         quality=preview.jpeg_quality,
         field=instrument.field,
+        picture=instrument.counts.picture,
     )

@@ -41,6 +41,8 @@ class ScanRecorder:
         Taken out of the mosaic, as in ``[sphere] distortion``; the tiles on the disk stay as they were seen.
     a_px_per_um
         ``stitch.camera_from_stage``.
+    picture
+        A slot to counts (height, width), see `edge.engine.prepare.Counts.picture`.
     facts
         Provenance that goes into every file.
 
@@ -63,6 +65,7 @@ class ScanRecorder:
         words: str,
         scale: int = 1,
         distortion: tuple[tuple[float, float], ...] | None = None,
+        picture: Callable[[NDArray[Any]], NDArray[Any]] = lambda pixels: pixels,
         facts: Mapping[str, Any],
     ) -> None:
         try:
@@ -79,7 +82,7 @@ class ScanRecorder:
         self.tiles: list[dict[str, Any]] = []
         self._side_px, self._centre_px = side_px, centre_px
         self._pixel_size_nm, self._a = pixel_size_nm, a_px_per_um
-        self._distortion = distortion
+        self._distortion, self._picture = distortion, picture
         self._output = output
         self._words = {"raw": "raw", "enhanced": words}
         self._scale = {"raw": 1, "enhanced": scale}
@@ -119,7 +122,7 @@ class ScanRecorder:
         if frame.true_position_um is not None:
             record["true_position_um"] = frame.true_position_um
         try:
-            for kind, image in (("raw", frame.pixels), ("enhanced", tile.outputs[self._output])):
+            for kind, image in (("raw", self._picture(frame.pixels)), ("enhanced", tile.outputs[self._output])):
                 scale = self._scale[kind]
                 write_ome_tiff(
                     self.folder / kind / name,

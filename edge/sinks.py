@@ -43,6 +43,8 @@ class PreviewSink:
     field
         A boolean map of the frame, None for everywhere. Outside it the enhanced half stays flat grey: beyond the
         sphere's usable field the network has nothing to go by.
+    picture
+        A slot to counts (height, width), see `edge.engine.prepare.Counts.picture`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class PreviewSink:
         fps: float,
         quality: int,
         field: NDArray[np.bool_] | None = None,
+        picture: Callable[[NDArray[Any]], NDArray[Any]] = lambda pixels: pixels,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._board, self._meter, self._show, self._clock_ns = board, meter, show, clock_ns
@@ -62,7 +65,7 @@ class PreviewSink:
         self._gain = 255 / ((1 << bit_depth) - 1) if bit_depth < 8 else None
         self._interval_ns = round(1e9 / fps)
         self._quality = quality
-        self._field = field
+        self._field, self._picture = field, picture
         self._due_ns = 0
         self._counter = board.preview_counter
         self._canvases: dict[tuple[int, ...], _Canvas] = {}
@@ -75,7 +78,7 @@ class PreviewSink:
         # The grid of due times is kept, so that 40 frames/s into 30 pictures/s gives 30 and not 20.
         self._due_ns = max(self._due_ns + self._interval_ns, now_ns - self._interval_ns)
         output = self._show()
-        raw, enhanced = frame.pixels, np.atleast_3d(tile.outputs[output])
+        raw, enhanced = self._picture(frame.pixels), np.atleast_3d(tile.outputs[output])
         scale = enhanced.shape[0] // raw.shape[0]
         canvas = self._canvases.get(enhanced.shape) or self._new_canvas(enhanced.shape, scale)
         height, double_width, channels = canvas.pixels.shape
@@ -115,7 +118,7 @@ class PreviewSink:
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """Raw and all outputs of one frame, copied out of the loop."""
+    """A slot as the camera left it and all outputs of one frame, copied out of the loop."""
 
     raw: NDArray[Any]
     outputs: Mapping[str, NDArray[Any]]

@@ -7,6 +7,7 @@ is a bilinear look-up at the pose through the sphere's distortion, its field lig
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -28,7 +29,7 @@ from edge.cameras.microscope import (
 )
 from edge.config import Config
 from edge.errors import CameraError, CameraTimeoutError, ConfigError
-from edge.frames import DTYPE, Frame, FramePool
+from edge.frames import LAYOUTS, Frame, FramePool, PixelFormat, pack
 from firmware_bridge.pzt import PositionUm
 from models.errors import ModelsError
 from models.optics import Optics, Sensor, blur
@@ -42,6 +43,8 @@ DISTORTION_RADII_UM = tuple(map(float, range(17)))
 STILL_UM = 2e-4
 """A pose that differs by less than this (0.2 nm, 0.004 px) shows the same picture."""
 NOISE_BANK_EXTRA = 1 << 16
+FILTERS = {"r": 0.7, "g": 1.0, "b": 0.5}
+"""Share of the light that a colour camera's filters pass, the specimen being grey."""
 _BLUR_STRIP_PX = 256
 
 
@@ -95,8 +98,8 @@ class SimulatedCamera:
     ) -> None:
         self.shape: tuple[int, ...] = config.camera.shape_px
         self.format = config.camera.pixel_format
-        dtype = DTYPE[self.format]
-        self.bit_depth = config.camera.bit_depth or 8 * np.dtype(dtype).itemsize
+        self._layout = LAYOUTS[self.format]
+        self.bit_depth = config.camera.bit_depth or self._layout.depth
         self.pixel_size_nm: float | None = optics.pixel_size_nm
         if config.camera.pixel_size_nm not in (None, optics.pixel_size_nm):
             raise ConfigError(
@@ -124,11 +127,13 @@ class SimulatedCamera:
         drawing.shutdown(wait=False)
         self._look_up = _look_up_map(optics, shape_px, config)
         rng = np.random.default_rng(config.specimen.seed)
-        self._noise = rng.standard_normal(shape_px[0] * shape_px[1] + NOISE_BANK_EXTRA, dtype=np.float32)
+        self._filters = _filters(self.format, shape_px)
+        sites = np.broadcast_shapes(shape_px, self._filters.shape[:2]) + self._filters.shape[2:]
+        self._noise = rng.standard_normal(math.prod(sites) + NOISE_BANK_EXTRA, dtype=np.float32)
         self._rng = rng
         self._triggered = False
         self._pulses: queue.SimpleQueue[tuple[int, PositionUm] | None] = queue.SimpleQueue()
-        self._scratch = np.empty(shape_px, np.float32)
+        self._scratch = np.empty(sites, np.float32)
         self._still: tuple[PositionUm, Image, Image] | None = None
 
     def hear(self, index: int, t_ns: int, pose_um: PositionUm) -> None:
@@ -212,14 +217,19 @@ class SimulatedCamera:
         np.add(self._scratch, mean, out=self._scratch)
         # A sensor saturates: this limit is its physics, not a correction.
         np.clip(self._scratch, 0, self._full, out=self._scratch)
-        np.copyto(slot, self._scratch, casting="unsafe")
+        if self._layout.packed:
+            pack(self._scratch.astype(np.uint16), self._layout, slot)
+        else:
+            np.copyto(slot, self._scratch, casting="unsafe")
 
     def _counts(self, pose_um: PositionUm) -> tuple[Image, Image]:
         """Mean and standard deviation of the counts at a pose; kept while the stage stands still."""
         if self._still is not None and max(abs(a - b) for a, b in zip(self._still[0], pose_um, strict=True)) < STILL_UM:
             return self._still[1], self._still[2]
         irradiance = self._light * (np.float32(1 - self._lamp.veil) * self._seen(pose_um) + np.float32(self._lamp.veil))
-        electrons = irradiance * np.float32(self._electrons_at_one())
+        if self._filters.ndim == 3:
+            irradiance = irradiance[..., np.newaxis]
+        electrons = irradiance * self._filters * np.float32(self._electrons_at_one())
         counts_per_electron = self._lamp.level * self._full / self._electrons_at_one(NOMINAL_EXPOSURE_S)
         mean = electrons * np.float32(counts_per_electron) + np.float32(0.5)
         sigma = np.sqrt(electrons + np.float32(self._sensor.read_noise_e**2)) * np.float32(counts_per_electron)
@@ -250,6 +260,20 @@ class SimulatedCamera:
         seen = top * (1 - fy) + bottom * fy
         seen[outside] = self._border
         return cast("Image", seen)
+
+
+def _filters(pixel_format: PixelFormat, shape_px: tuple[int, int]) -> Image:
+    """`FILTERS` at each site, (height, width), or in each of the colours, (1, 1, 3); without filters (1, 1)."""
+    if pixel_format == "rgb8":
+        return np.array([[[FILTERS[colour] for colour in "rgb"]]], np.float32)
+    if not pixel_format.startswith("bayer"):
+        return np.ones((1, 1), np.float32)
+    # The name is the first row's; the second has what the first has not, green below the other colour.
+    first, second = pixel_format[len("bayer_") : -1]
+    below = {"rg": "gb", "gr": "bg", "gb": "rg", "bg": "gr"}[first + second]
+    tile = np.array([[FILTERS[colour] for colour in row] for row in (first + second, below)], np.float32)
+    height, width = shape_px
+    return np.tile(tile, (-(-height // 2), -(-width // 2)))[:height, :width]
 
 
 def _look_up_map(optics: Optics, shape_px: tuple[int, int], config: Config) -> Image:

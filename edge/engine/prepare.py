@@ -5,14 +5,13 @@ Written in numpy; every other form of it (graph nodes, a CUDA kernel) is held ag
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.frames import LAYOUTS, PixelFormat, slot_shape
+from edge.frames import LAYOUTS, PixelFormat, slot_shape, unpacked
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +63,14 @@ class Counts:
             np.divide(out, self.flat, out=out)
         np.multiply(out, scale, out=out)
 
+    def picture(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """The counts that the network is given, (height, width) of `result_dtype`: what screens and files show as raw.
+
+        A view of ``pixels`` for mono8, mono16 and rgb8, else a pass over them.
+        """
+        counts = one_channel(pixels, self.pixel_format, self.shape_px[1])
+        return counts if counts.dtype == self.result_dtype else np.rint(counts).astype(self.result_dtype)
+
     def from_network(self, values: NDArray[np.float32], out: NDArray[Any]) -> None:
         """Write 0..1 values of any shape as counts, rounded to even. ``values`` is used as scratch memory.
 
@@ -79,6 +86,15 @@ def full_scale(bit_depth: int) -> int:
     return (1 << bit_depth) - 1
 
 
+def raw_words(pixel_format: PixelFormat) -> str:
+    """What `Counts.picture` is of a format, for files."""
+    if pixel_format == "rgb8":
+        return "the green channel"
+    if pixel_format.startswith("bayer"):
+        return "green, at red and blue sites the mean of its neighbours"
+    return "the camera's counts"
+
+
 def one_channel(pixels: NDArray[Any], pixel_format: PixelFormat, width: int) -> NDArray[Any]:
     """The counts of a slot as one channel, (height, width); a view of ``pixels`` for mono8, mono16 and rgb8.
 
@@ -88,34 +104,12 @@ def one_channel(pixels: NDArray[Any], pixel_format: PixelFormat, width: int) -> 
     """
     layout = LAYOUTS[pixel_format]
     if layout.packed:
-        return unpacked(pixels, width, layout.bits)
+        return unpacked(pixels, width, layout)
     if pixel_format == "rgb8":
         return pixels[..., 1]
     if pixel_format.startswith("bayer"):
         return _green(pixels, first_is_green=pixel_format[len("bayer_")] == "g")
     return pixels
-
-
-def unpacked(rows: NDArray[np.uint8], width: int, bits: int) -> NDArray[np.uint16]:
-    """Counts (height, width) of packed rows of 10 or 12 bits a pixel (PFNC 2.4, Mono10p and Mono12p).
-
-    Examples
-    --------
-    >>> [hex(count) for count in unpacked(np.array([[0x21, 0x43, 0x65]], np.uint8), 2, 12)[0]]
-    ['0x321', '0x654']
-    """
-    counts = np.empty((len(rows), width), np.uint16)
-    period = 8 // math.gcd(bits, 8)  # pixels until one begins with a byte again
-    for phase in range(min(period, width)):
-        byte, shift = divmod(phase * bits, 8)
-        target = counts[:, phase::period]
-        pair = slice(byte, None, period * bits // 8), slice(byte + 1, None, period * bits // 8)
-        low, high = (rows[:, every][:, : target.shape[1]] for every in pair)  # a pixel lies in exactly two bytes
-        np.left_shift(high, 8, out=target, dtype=np.uint16)
-        np.bitwise_or(target, low, out=target)
-        np.right_shift(target, shift, out=target)
-        np.bitwise_and(target, (1 << bits) - 1, out=target)
-    return counts
 
 
 def _green(mosaic: NDArray[np.uint8], *, first_is_green: bool) -> NDArray[np.float32]:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.engine.prepare import Counts, one_channel, unpacked
-from edge.frames import LAYOUTS, PixelFormat
+from edge.engine.prepare import Counts, one_channel
+from edge.frames import LAYOUTS, PixelFormat, pack, unpacked
 from tests.contracts import packed, random_slot
 
 LETTERS = {"rg": ("rg", "gb"), "gr": ("gr", "bg"), "gb": ("gb", "rg"), "bg": ("bg", "gr")}
@@ -30,19 +30,21 @@ def prepared(counts: Counts, slot: np.ndarray) -> np.ndarray:
 @given(
     bits=st.sampled_from([10, 12]), height=st.integers(1, 5), width=st.integers(1, 40), seed=st.integers(0, 2**32 - 1)
 )
-def test_counts_that_were_packed_bit_by_bit_are_unpacked_as_they_were(
-    bits: int, height: int, width: int, seed: int
-) -> None:
-    counts = np.random.default_rng(seed).integers(0, 1 << bits, (height, width))
-    np.testing.assert_array_equal(unpacked(packed(counts, bits), width, bits), counts)
+def test_counts_are_packed_bit_by_bit_and_unpacked_as_they_were(bits: int, height: int, width: int, seed: int) -> None:
+    counts = np.random.default_rng(seed).integers(0, 1 << bits, (height, width), np.uint16)
+    layout, rows = LAYOUTS["mono10p" if bits == 10 else "mono12p"], packed(counts, bits)
+    np.testing.assert_array_equal(unpacked(rows, width, layout), counts)
+    again = np.full_like(rows, 0xA5)  # what the slot held before
+    pack(counts, layout, again)
+    np.testing.assert_array_equal(again, rows)
 
 
 def test_packed_bytes_mean_what_the_naming_convention_says() -> None:
     """PFNC 2.4, Mono10p and Mono12p."""
     row = np.array([[0x21, 0x43, 0x65, 0x87, 0xA9, 0xCB]], np.uint8)
     ten = [0x321, 0x43 >> 2 | 0x5 << 6, 0x65 >> 4 | 0x07 << 4, 0x87 >> 6 | 0xA9 << 2]
-    np.testing.assert_array_equal(unpacked(row[:, :5], 4, 10), [ten])
-    np.testing.assert_array_equal(unpacked(row, 4, 12), [[0x321, 0x654, 0x987, 0xCBA]])
+    np.testing.assert_array_equal(unpacked(row[:, :5], 4, LAYOUTS["mono10p"]), [ten])
+    np.testing.assert_array_equal(unpacked(row, 4, LAYOUTS["mono12p"]), [[0x321, 0x654, 0x987, 0xCBA]])
 
 
 @pytest.mark.parametrize("pixel_format", LAYOUTS)
@@ -95,3 +97,13 @@ def test_the_frame_is_not_changed() -> None:
         before = slot.copy()
         prepared(counts, slot)
         np.testing.assert_array_equal(slot, before)
+
+
+@pytest.mark.parametrize("pixel_format", LAYOUTS)
+def test_the_picture_of_a_slot_is_what_the_network_is_given_in_counts(pixel_format: PixelFormat) -> None:
+    counts = Counts((16, 18), pixel_format, LAYOUTS[pixel_format].depth)
+    slot = random_slot(counts)
+    shown = counts.picture(slot)
+    assert (shown.shape, shown.dtype) == ((16, 18), counts.result_dtype)
+    assert np.abs(shown - prepared(counts, slot) * counts.full_scale).max() <= 0.5 + 1e-2
+    assert np.shares_memory(shown, slot) == (pixel_format in ("mono8", "mono16", "rgb8"))
