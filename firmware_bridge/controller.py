@@ -78,11 +78,11 @@ class Controller:
 
     def moving(self) -> bool:
         """Whether a set point still moves (#5)."""
-        return self.link.ask(gcs.MOVING, lambda reply: gcs.parse_integer(reply, base=16)) != 0
+        return self.link.ask(gcs.MOVING, gcs.parse_bitmap) != 0
 
     def generating(self) -> bool:
         """Whether a wave generator runs (#9)."""
-        return self.link.ask(gcs.GENERATING, lambda reply: gcs.parse_integer(reply, base=16)) != 0
+        return self.link.ask(gcs.GENERATING, gcs.parse_bitmap) != 0
 
     def ready(self) -> bool:
         """Whether it takes commands (#7): not while it calibrates or starts."""

@@ -9,6 +9,7 @@ error register keeps the last error until ``ERR?`` reads and clears it. There is
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ CONTROL_BYTES = MOVING + READY + GENERATING + STOP
 READY_REPLY, BUSY_REPLY = "\xb1", "\xb0"
 # Bytes 0x80-0xFF occur (READY_REPLY), and this codec loses none.
 ENCODING = "latin-1"
+# Stricter than Python's int and float, to which a CR, an underscore and an Arabic digit belong to numbers.
+NUMBER = re.compile(r" *[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+INTEGER = re.compile(r"[-+]?[0-9]{1,9}")
+BITMAP = re.compile(r"(0[xX])?[0-9a-fA-F]{1,8}")
 # Longer than any reply of three axes; a device that talks on without ever ending a reply is not a controller.
 LONGEST_REPLY_BYTES = 65536
 
@@ -235,10 +240,7 @@ def parse_number(text: str) -> float:
     >>> parse_number("+0012.0000"), parse_number("1.25000E+01")
     (12.0, 12.5)
     """
-    try:
-        value = float(text) if text.isascii() and "_" not in text else math.nan
-    except ValueError:
-        value = math.nan
+    value = float(text) if NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(value):
         raise ProtocolError(f"expected a number, received {text!r}")
     return value
@@ -270,21 +272,36 @@ def parse_flags(reply: str, items: Sequence[str]) -> list[bool]:
     return [value == "1" for value in values]
 
 
-def parse_integer(reply: str, *, base: int = 10) -> int:
-    """A reply that is one integer: ``ERR?`` and ``TPC?`` (base 10), the control bytes 5 and 9 (base 16).
+def parse_integer(reply: str) -> int:
+    """A reply that is one integer, as to ``ERR?`` and ``TPC?``.
 
     Raises
     ------
     ProtocolError
         Anything else.
 
-    >>> parse_integer("-1024"), parse_integer("0x5", base=16)
-    (-1024, 5)
+    >>> parse_integer("-1024")
+    -1024
     """
-    try:
-        return int(reply, base)
-    except ValueError as exc:
-        raise ProtocolError(f"expected an integer of base {base}, received {reply!r}") from exc
+    if not INTEGER.fullmatch(reply):
+        raise ProtocolError(f"expected an integer, received {reply!r}")
+    return int(reply)
+
+
+def parse_bitmap(reply: str) -> int:
+    """The answer to #5 and #9: a bit for each axis, or wave generator, in hex.
+
+    Raises
+    ------
+    ProtocolError
+        Anything else.
+
+    >>> parse_bitmap("5"), parse_bitmap("0x5")
+    (5, 5)
+    """
+    if not BITMAP.fullmatch(reply):
+        raise ProtocolError(f"expected a bitmap in hex, received {reply!r}")
+    return int(reply, 16)
 
 
 def parse_ready(reply: str) -> bool:

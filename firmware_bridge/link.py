@@ -219,8 +219,10 @@ class Link:
             replies += self._reader.feed(data)
             deadline = min(last, self._clock() + self._timeout_s)
         log.debug("%s > %r", self.name, replies)
-        if len(replies) > count:
-            raise ProtocolError(f"{self.name} answered {request!r} with more than {count} replies: {replies}")
+        if len(replies) > count or self._reader.pending:
+            raise ProtocolError(
+                f"{self.name} answered {request!r} with more than {count} replies: {[*replies, self._reader.pending]}"
+            )
         return replies
 
     def _identify(self) -> str:

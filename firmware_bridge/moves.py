@@ -12,7 +12,15 @@ from typing import TypeVar
 
 from . import gcs
 from .controller import Controller
-from .errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, ServoLostError, StoppedError
+from .errors import (
+    LinkError,
+    LinkTimeoutError,
+    OutOfRangeError,
+    ProtocolError,
+    RefusedError,
+    ServoLostError,
+    StoppedError,
+)
 from .guard import MotionGuard
 from .position import PositionUm
 
@@ -26,6 +34,8 @@ POLL_S = 0.001
 LONGEST_PAUSE_S = 0.05
 # A stage that is not on target so long after its motion may have lost its servo: it is asked.
 SUSPECT_S = 0.05
+# So often is what has to be the same twice asked for.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -73,8 +83,6 @@ class Mover:
         A move will move: the servo was closed knowingly, and nothing has happened since.
     slew_um_s : float
         What the set point moves by, for waiting and not for safety.
-    rested_um : PositionUm or None
-        Where the last move ended; None when anything may have happened since.
     """
 
     def __init__(
@@ -89,8 +97,9 @@ class Mover:
         self.controller, self.guard = controller, guard
         self.ready = False
         self.slew_um_s = 1e9
-        self.rested_um: PositionUm | None = None
-        self._held_um: PositionUm | None = None  # the target of that move
+        # Where the last move ended and what was commanded; None when anything may have happened since.
+        self._rested_um: PositionUm | None = None
+        self._held_um: PositionUm | None = None
         self._rest, self._clock, self._sleep = rest, clock, sleep
         self._settling_s = 0.0  # how long the last moves took to settle: asking earlier only keeps the wire busy
         self._lock = threading.Lock()
@@ -122,6 +131,25 @@ class Mover:
         self.guard.polled()
         return answer
 
+    def agreed(self, mnemonic: str, *, within_um: float = 0.0) -> PositionUm:
+        """What the controller answers twice. GCS has no checksum, and what is relied on must not be one digit off.
+
+        Raises
+        ------
+        ProtocolError
+            Three times it was not the same.
+        """
+        for _ in range(ATTEMPTS):
+            first, second = self.ask(lambda: self.controller.read(mnemonic, times=2))
+            if distance_um(first, second) <= within_um:
+                return second
+            log.warning("two answers to %s differ: %s, %s; asking again", mnemonic, first, second)
+        raise ProtocolError(f"{ATTEMPTS} times two answers to {mnemonic} differed: a bad cable, or the stage is moving")
+
+    def here_um(self) -> PositionUm:
+        """Where the stage rests: known from its last move, or else measured."""
+        return self._rested_um or self.agreed("POS?", within_um=self._rest.noise_um)
+
     def invalidate(self, why: str) -> None:
         """From now on nothing is known of position and contact, and nothing moves until the servo is closed again."""
         self.ready = False
@@ -130,7 +158,7 @@ class Mover:
 
     def forget(self) -> None:
         """Where the stage is has to be asked."""
-        self.rested_um = self._held_um = None
+        self._rested_um = self._held_um = None
 
     def stop(self) -> None:
         """Stop at once, from any thread."""
@@ -159,7 +187,7 @@ class Mover:
             )
             measured_um = self._settle(target_um, last_stop, timeout_s, furthest_um / self.slew_um_s)
         if self._last_stop is last_stop:
-            self.rested_um, self._held_um = measured_um, target_um
+            self._rested_um, self._held_um = measured_um, target_um
         return measured_um
 
     def run(self, start: bytes, done: Callable[[], bool], last_stop: object, timeout_s: float, what: str) -> None:

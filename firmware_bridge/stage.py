@@ -85,7 +85,16 @@ class PztStage:
             raise RefusedError(
                 f"the controller's axes are {names}, expected {list(self.profile.axes)}: rename them (SAI)"
             )
-        travel_um = Box(*self.controller.read("TMN?"), *self.controller.read("TMX?"))
+        try:
+            travel_um = Box(self._mover.agreed("TMN?"), self._mover.agreed("TMX?"))
+        except RefusedError as exc:
+            raise RefusedError(
+                f"the controller does not tell its limits ({exc}), without which nothing may move: check that a stage "
+                "is connected to it and that it knows the stage",
+                code=exc.code,
+            ) from exc
+        if not all(low < high for low, high in zip(*travel_um, strict=True)):
+            raise RefusedError(f"the controller's limits are {travel_um}, which is no travel: check its parameters")
         self.limits_um = travel_um.intersect(self._wanted_limits_um) if self._wanted_limits_um else travel_um
         self._mover.slew_um_s = min(self.velocity_um_s())
 
@@ -107,8 +116,8 @@ class PztStage:
         return self._mover.ask(lambda: self.controller.read("POS?"))[0]
 
     def target_um(self) -> PositionUm:
-        """The controller's target. Errors as in `position_um`."""
-        return self._mover.ask(lambda: self.controller.read("MOV?"))[0]
+        """The controller's target, read until two readings are the same. Errors as in `position_um`."""
+        return self._mover.agreed("MOV?")
 
     def velocity_um_s(self) -> PositionUm:
         """The velocities of the axes. Errors as in `position_um`."""
@@ -253,7 +262,7 @@ class PztStage:
         with self._mover.alone(wait_s=5.0):  # the move that was stopped just now has to notice
             last_stop = self._mover.last_stop
             away_um = self.limits_um.low if self._z_sign > 0 else self.limits_um.high
-            target_um = self.position_um()._replace(z=away_um.z)
+            target_um = self._mover.here_um()._replace(z=away_um.z)
             self._mover.move(target_um, last_stop, 5.0, only=slice(2, 3))
 
     def stop(self) -> None:
@@ -283,7 +292,7 @@ class PztStage:
         self.guard.check_servo()
         with self._mover.alone():
             last_stop = self._mover.last_stop
-            here_um = self.position_um()
+            here_um = self._mover.here_um()
             for end_um in self.limits_um:
                 self.guard.check_move(here_um, end_um)
             if not self._mover.ask(lambda: self.controller.has("ATZ")):
@@ -379,7 +388,7 @@ class PztStage:
     def _check_way(self, target_um: PositionUm) -> None:
         if self._max_step_um is None and isinstance(self.guard, Unguarded):
             return
-        here_um = self._mover.rested_um or self.position_um()
+        here_um = self._mover.here_um()
         step_um = max(abs(a - b) for a, b in zip(target_um, here_um, strict=True))
         if self._max_step_um is not None and step_um > self._max_step_um:
             raise OutOfRangeError(

@@ -235,8 +235,8 @@ IDN = (b"*IDN?\n", b"PI, E-727, 1, 2\n")
 OPENING = [
     IDN,
     (b"SAI?\n", b"1 \n2 \n3\n"),
-    (b"TMN? 1 2 3\n", b"1=0 \n2=0 \n3=0\n"),
-    (b"TMX? 1 2 3\n", b"1=100 \n2=100 \n3=10\n"),
+    (b"TMN? 1 2 3\n" * 2, b"1=0 \n2=0 \n3=0\n" * 2),
+    (b"TMX? 1 2 3\n" * 2, b"1=100 \n2=100 \n3=10\n" * 2),
     (b"VEL? 1 2 3\n", b"1=1e6 \n2=1e6 \n3=1e6\n"),
 ]
 MOV = b"MOV 1 10 2 20 3 5\nERR?\n"
@@ -341,8 +341,8 @@ def test_an_e517_is_put_online_before_its_servo_is_closed(scripted):
         [
             (b"*IDN?\n", b"PI, E-517, 1, 2\n"),
             (b"SAI?\n", b"A \nB \nC\n"),
-            (b"TMN? A B C\n", b"A=0 \nB=0 \nC=0\n"),
-            (b"TMX? A B C\n", b"A=100 \nB=100 \nC=10\n"),
+            (b"TMN? A B C\n" * 2, b"A=0 \nB=0 \nC=0\n" * 2),
+            (b"TMX? A B C\n" * 2, b"A=100 \nB=100 \nC=10\n" * 2),
             (b"VEL? A B C\n", b"A=1 \nB=1 \nC=1\n"),
             (b"POS? A B C\n", b"A=+0012.0000 \nB=1.25000E+01 \nC=3\n"),
             (b"TPC?\n", b"3\n"),
