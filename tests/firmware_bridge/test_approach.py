@@ -1,4 +1,4 @@
-"""Approach, overload, retract, hold the distance: on a simulated cantilever in the test's own time, and in real time."""
+"""Approach, overload, retract, hold the distance: a simulated cantilever, in the test's own time and in real time."""
 
 from __future__ import annotations
 
