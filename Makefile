@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 # The floor of the appliance is JetPack 6's Python 3.10; JetPack 7 brings 3.12.
 FLOORS := 3.10 3.12
 
-.PHONY: run test check bench docs zoo install install-dev system-packages gpu-standins gpu-test edge-pythons format clean
+# Networks of the paper's size with random weights, for `superlens bench engine --model $(BENCH_MODELS)/NAME`: outside the
+# repository, 0.5 GB; they take minutes and gigabytes of memory to make, so what is there stays.
+BENCH_MODELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/superlens/bench-models
+
+.PHONY: run test check bench bench-models docs zoo install install-dev system-packages gpu-standins gpu-test edge-pythons format clean
 
 # The appliance alone: small, no torch. Training, export and the tools of the developers come on top of it.
 install: $(VENV)/.appliance
@@ -37,17 +41,25 @@ check: install-dev
 bench: install
 	$(BIN)/superlens bench loop
 
+bench-models: $(BENCH_MODELS)/neural-lens-4x32/bundle.json $(BENCH_MODELS)/neural-lens-4x64/bundle.json
+
+$(BENCH_MODELS)/%/bundle.json: | install-dev
+	$(BIN)/superlens-export random $* --size 1024 --precision int8 --out $(@D)
+
 docs: install-dev
 	$(BIN)/pdoc --output-directory docs/api firmware_bridge edge models export
 
 # `make zoo` retrains every bundle of models/zoo, `make zoo MODEL=enhance-rt` one; docs/models.md says how long each takes.
-# A run that was cut off goes on where it was.
+# A run that was cut off goes on where it was. INT8 of the two large networks is not shipped: `superlens-export convert
+# models/zoo/NAME --out DIR --precision int8 --calibration synthetic:calibration` makes it in a minute.
 MODEL ?= enhance-rt enhance-rt-x2 srcnn sem-lite neural-lens-mini
+PRECISION = fp32 fp16 int8
+zoo-sem-lite zoo-neural-lens-mini: PRECISION = fp32 fp16
 zoo: $(MODEL:%=zoo-%)
 
 zoo-%: install-dev
 	$(BIN)/superlens-train fit $* --out build/$* $$(test ! -f build/$*/state.safetensors || echo --resume)
-	$(BIN)/superlens-export convert build/$*/best.safetensors --out models/zoo/$*
+	$(BIN)/superlens-export convert build/$*/best.safetensors --out models/zoo/$* --calibration synthetic:calibration --precision $(PRECISION)
 	$(BIN)/superlens-export evaluate models/zoo/$* --html build/$*.html --write-card
 
 format: install-dev

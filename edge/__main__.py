@@ -20,6 +20,7 @@ from edge.config import load_config
 from edge.errors import ConfigError, EdgeError
 from edge.options import config_from, config_options, errors_as_exit_codes, json_option, print_json
 from edge.process import log_tail, quit_on_signals, set_up_log, share_heaps
+from edge.service import Service
 from firmware_bridge.errors import FirmwareError
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def run(
 
     with errors_as_exit_codes():
         config = config_from(**options, web={"host": host, "port": port})
-        daemon = Daemon(config)
+        service = Service()
+        daemon = Daemon(config, alive=service.alive)
         quit_on_signals(daemon.quit)
         server = None
         try:
@@ -64,6 +66,7 @@ def run(
                 server = _serve_page(daemon)
                 host = f"[{config.web.host}]" if ":" in config.web.host else config.web.host
                 click.echo(f"superlens: http://{host}:{server.port}", err=True)
+            service.ready()  # the page answers, whatever the instrument does
             try:
                 daemon.start_live(frames=frames)
             except ConfigError:
@@ -77,6 +80,7 @@ def run(
             result = _run_figures(daemon)
             never_started = daemon.job is None and not daemon.quitting
         finally:
+            service.stopping()
             daemon.close()
             if server is not None:
                 server.close()

@@ -41,10 +41,13 @@ class Daemon:
     ----------
     config
         What to open. :meth:`open` may be called again after it failed.
+    alive
+        Called in the main thread at every turn, also while an engine is being made before anything can run.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, alive: Callable[[], None] = lambda: None) -> None:
         self.config = config
+        self._alive = alive
         self.instrument: Instrument | None = None
         self.job: Job | None = None
         self._starting = threading.Lock()  # held while the instrument is opened or a job is begun
@@ -221,6 +224,7 @@ class Daemon:
             ended = not self.running  # asked first, so that the last beat shows the end
             self._switch()
             self.beat()
+            self._alive()
             if until_job_ends and ended:
                 break
 
@@ -276,6 +280,7 @@ class Daemon:
         """An engine is made before anything can run; the page says so."""
         self._report("engine", "An engine is being made", _words(progress), severity="note")
         self.beat()
+        self._alive()
 
     def _switch(self) -> None:
         """Let an engine that was made meanwhile take over: between two live views, or before what comes next.

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 GRACE_S = 30.0
 """How long a builder that was asked to stop may take to reach its next step before it is killed."""
 _POLL_S = 0.1
+_SILENCE_S = 5.0  # after which whoever waits is told that nothing is new
 
 
 def default_plans() -> Path:
@@ -109,15 +110,20 @@ def build_in_child(
     home = Path(export.__file__).parents[1]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=home)
     problem, outermost = None, ""
+    last = BuildProgress(model=model, precision=precision, phase="Starting")
     try:
         for event in _events(child, cancelled):
             kind = event.get("event")
             if kind == "phase" and event.get("parent") is None:
                 outermost = str(event["phase"])
-                progress(BuildProgress(model=model, precision=precision, phase=outermost, fraction=0.0))
+                last = BuildProgress(model=model, precision=precision, phase=outermost, fraction=0.0)
+                progress(last)
             elif kind == "step" and event["phase"] == outermost and event["steps"]:
                 fraction = min(1.0, (event["step"] + 1) / event["steps"])
-                progress(BuildProgress(model=model, precision=precision, phase=outermost, fraction=fraction))
+                last = BuildProgress(model=model, precision=precision, phase=outermost, fraction=fraction)
+                progress(last)
+            elif kind == "silence":  # whoever waits shows that it is alive
+                progress(last)
             elif kind == "warning":
                 log.warning("%s", event["message"])
             elif kind == "error":
@@ -140,11 +146,12 @@ def build_in_child(
 
 
 def _events(child: subprocess.Popen[bytes], cancelled: threading.Event) -> Iterator[dict[str, Any]]:
-    """What the child says, line by line, until it closes its output; asks it to stop once ``cancelled`` is set."""
+    """What the child says, line by line, and that it says nothing; asks it to stop once ``cancelled`` is set."""
     stream = child.stdout
     if stream is None:
         raise PlanError("The builder has no output to read.")
     asked_s, rest = None, b""
+    heard_s = time.monotonic()
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while True:
@@ -154,7 +161,11 @@ def _events(child: subprocess.Popen[bytes], cancelled: threading.Event) -> Itera
             elif asked_s is not None and time.monotonic() - asked_s > GRACE_S:
                 child.kill()
             if not selector.select(_POLL_S):
+                if time.monotonic() - heard_s >= _SILENCE_S:
+                    heard_s = time.monotonic()
+                    yield {"event": "silence"}
                 continue
+            heard_s = time.monotonic()
             block = os.read(stream.fileno(), 1 << 16)
             if not block:
                 return
