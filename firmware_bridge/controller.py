@@ -202,6 +202,7 @@ def open_controller(
     *,
     profile: str | None = None,
     baud: int = 115200,
+    reply_timeout_s: float = 1.0,
     simulator: Simulator | None = None,
     trace: Trace | None = None,
 ) -> Controller:
@@ -221,7 +222,7 @@ def open_controller(
         raise OutOfRangeError(f"a simulator stands behind the port sim:, not behind {port!r}")
     link = None
     try:
-        link = Link(open_transport(port, baud=baud, trace=trace), name=port)
+        link = Link(open_transport(port, baud=baud, trace=trace), name=port, timeout_s=reply_timeout_s)
         known_as = stable_name(port)
         found = gcs.profile_of(link.identify())
         if found is None or found.name != (profile or found.name):

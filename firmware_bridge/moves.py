@@ -208,13 +208,14 @@ class Mover:
         """Whatever goes wrong after a motion was commanded, the stage is stopped before the caller hears of it."""
         try:
             yield
-        except (OutOfRangeError, StoppedError):
+        except StoppedError:
             raise
         except RefusedError as exc:
             self._check_stopped(last_stop)
-            if exc.code == gcs.SERVO_OFF:
-                raise self._servo_lost("a servo is off") from exc
-            self.stop()  # the error may have been another's, and the stage moving all the same
+            self.stop()  # the error may have been another's or one digit off, and the stage moving all the same
+            open_loops = self.ask(self.controller.open_loops) if exc.code == gcs.SERVO_OFF else ""
+            if open_loops:
+                raise self._servo_lost(open_loops) from exc
             raise
         except LinkError:
             try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .controller import open_controller
 from .drift import Drift as Drift
+from .errors import OutOfRangeError
 from .guard import MotionGuard as MotionGuard
 from .moves import Rest
 from .position import Box as Box
@@ -25,6 +26,7 @@ def open_stage(
     *,
     profile: str | None = None,
     baud: int = 115200,
+    reply_timeout_s: float = 1.0,
     limits_um: Box | None = None,
     velocity_um_s: float | None = None,
     max_step_um: float | None = None,
@@ -49,6 +51,8 @@ def open_stage(
         ``e727`` or ``e517``; by default, what the controller says that it is.
     baud : int
         Of a serial port, Bd.
+    reply_timeout_s : float
+        How long an answer may keep us waiting, seconds.
     limits_um : Box, optional
         Where the stage may go; by default the controller's whole travel.
     velocity_um_s : float, optional
@@ -87,8 +91,12 @@ def open_stage(
     RefusedError
         It is another controller than the profile says, or one that we do not know, or it refused.
     """
+    if not reply_timeout_s > 0:
+        raise OutOfRangeError(f"a time-out of {reply_timeout_s} s: expected a time above 0")
     rest = Rest(tolerance_um, noise_um, readings, settle_timeout_s)
-    controller = open_controller(port, profile=profile, baud=baud, simulator=simulator, trace=trace)
+    controller = open_controller(
+        port, profile=profile, baud=baud, reply_timeout_s=reply_timeout_s, simulator=simulator, trace=trace
+    )
     try:
         stage = PztStage(
             controller,

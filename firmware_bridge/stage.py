@@ -195,6 +195,7 @@ class PztStage:
         """
         self.guard.check_servo()
         before_um = self.position_um()
+        self._clear_error()
         self._mover.ask(self.controller.close_loops)
         if self._wanted_velocity_um_s is not None:  # a controller that was off has forgotten it
             self.set_velocity(velocity_um_s=self._wanted_velocity_um_s)
@@ -321,9 +322,7 @@ class PztStage:
         with self._mover.alone():
             self._mover.invalidate("the port is opened again")
             self.controller.reconnect()
-            foreign = self.error()
-            if foreign:
-                log.warning("%s reports after the reconnection: %s", self.identity, gcs.meaning(foreign))
+            self._clear_error()
             self._read_all()
             log.info("connected again at %s; the servo is to be closed knowingly", self.position_um())
 
@@ -384,6 +383,12 @@ class PztStage:
             for corner_um in through:
                 self._check_way(corner_um)
             self._mover.run(start, done, last_stop, timeout_s, what)
+
+    def _clear_error(self) -> None:
+        # What was latched while nobody could ask is not to be taken for the answer to the next command.
+        code = self.error()
+        if code:
+            log.warning("%s had an error, now cleared: %s", self.identity, gcs.meaning(code))
 
     def _check_way(self, target_um: PositionUm) -> None:
         if self._max_step_um is None and isinstance(self.guard, Unguarded):

@@ -286,7 +286,7 @@ def test_a_reading_that_was_garbled_on_the_wire_is_read_again(scripted):
 
 
 def test_a_move_that_the_controller_refuses_reaches_the_caller_as_what_it_is(scripted):
-    stage, _ = closed_loop(scripted, [(MOV, b"7\n")])
+    stage, _ = closed_loop(scripted, [(MOV, b"7\n"), (b"\x18", None), (b"ERR?\n", b"10\n")])
     with pytest.raises(OutOfRangeError, match=r"MOV 1 10 .*error 7") as refused:
         stage.move_to(TARGET)
     assert refused.value.code == 7
@@ -308,7 +308,7 @@ def test_a_stage_that_says_on_target_elsewhere_is_not_believed(scripted):
 
 def test_a_stage_whose_answer_makes_no_sense_in_mid_move_is_stopped(scripted):
     stage, _ = closed_loop(scripted, [(MOV, b"0\n"), (b"\x05", b"what?\n"), (b"\x18", None), IDN, (b"ERR?\n", b"10\n")])
-    with pytest.raises(ProtocolError, match="integer"):
+    with pytest.raises(ProtocolError, match="bitmap"):
         stage.move_to(TARGET)
 
 
@@ -326,6 +326,7 @@ def test_the_servo_is_closed_after_a_look_and_verified(scripted):
             *OPENING,
             (b"SVO? 1 2 3\n", b"1=0 \n2=0 \n3=0\n"),
             pos(1, 2, 3),
+            (b"ERR?\n", b"0\n"),
             (b"SVO 1 1 2 1 3 1\nERR?\n", b"0\n"),
             (b"SVO? 1 2 3\n", b"1=1 \n2=0 \n3=1\n"),
         ]
@@ -345,6 +346,7 @@ def test_an_e517_is_put_online_before_its_servo_is_closed(scripted):
             (b"TMX? A B C\n" * 2, b"A=100 \nB=100 \nC=10\n" * 2),
             (b"VEL? A B C\n", b"A=1 \nB=1 \nC=1\n"),
             (b"POS? A B C\n", b"A=+0012.0000 \nB=1.25000E+01 \nC=3\n"),
+            (b"ERR?\n", b"10\n"),
             (b"TPC?\n", b"3\n"),
             (b"ONL 1 1 2 1 3 1\nERR?\n", b"0\n"),
             (b"VCO A 1 B 1 C 1\nERR?\n", b"0\n"),
