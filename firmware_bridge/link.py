@@ -269,6 +269,6 @@ class Link:
             log.warning("%s: no way to ask for the reason: %s", self.name, second)
             self._in_step = False
             return exc
-        if code:
+        if code not in (0, gcs.STOPPED):  # a stop that was sent meanwhile is no reason to refuse a question
             return RefusedError(f"{self.name} refused {request!r}: {gcs.meaning(code)}", code=code)
         return exc
