@@ -1,0 +1,342 @@
+"""The focus stage: a motor of millimetres under bounds in um. Refuses, never clips; + is away from the sample.
+
+Newport's controllers speak mm; um become mm here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from .errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
+
+log = logging.getLogger(__name__)
+
+UM_PER_MM = 1e3
+POLL_S = 0.01
+# A stage that was told to stop stands still after this, or something is wrong.
+BRAKING_S = 2.0
+
+
+class Range(NamedTuple):
+    """The positions from `low` to `high`, both included, um."""
+
+    low: float
+    high: float
+
+
+class FocusAxis(Protocol):
+    """One motor of a controller, in its own unit, mm. `xps` and `esp301` have them. Errors are FirmwareErrors.
+
+    Attributes
+    ----------
+    identity : str
+        What the controller says that it is.
+    """
+
+    identity: str
+
+    def limits_mm(self) -> tuple[float, float]:
+        """The controller's own travel limits."""
+
+    def set_limits_mm(self, low_mm: float, high_mm: float) -> None:
+        """Make the controller refuse what lies beyond, whoever asks for it."""
+
+    def position_mm(self) -> float:
+        """Measured."""
+
+    def check_ready(self) -> None:
+        """Refuse (RefusedError) if a move would not move or would not know where: motor off, not referenced."""
+
+    def start(self, target_mm: float) -> None:
+        """Begin a move, and return when the controller has accepted it."""
+
+    def moving(self) -> bool:
+        """Whether a move is under way. The error of a move that failed is raised here, once."""
+
+    def stop(self) -> None:
+        """Stop at once, past any request that waits, from any thread."""
+
+    def home(self, timeout_s: float) -> None:
+        """Search the reference through the whole travel, and wait until it is found."""
+
+    def close(self) -> None:
+        """Give the controller back. Idempotent."""
+
+
+class FocusGuard(Protocol):
+    """Who says whether the focus may move: the interlock."""
+
+    def check_focus(self, here_um: float, target_um: float) -> None:
+        """RefusedError: nothing is sent."""
+
+
+class FocusStage:
+    """A motorised focus. `open_focus` makes one.
+
+    `stop` and `focus_up` may be called from any thread at any moment; both end a move that is under way.
+
+    Parameters
+    ----------
+    axis : FocusAxis
+        Owned from now on.
+    limits_um : tuple of float, optional
+        Where it may go; by default the controller's limits. Given, they are set in the controller too.
+    lift_um : float
+        How far `focus_up` goes.
+    tolerance_um : float
+        How far from its target a move may end.
+    guard : FocusGuard, optional
+        Asked before each move.
+    clock, sleep : callable
+        Seconds, monotonic.
+
+    Attributes
+    ----------
+    limits_um : Range
+        Where it may go.
+    simulated : bool
+        Whether the controller says that it is a simulated one.
+    """
+
+    def __init__(
+        self,
+        axis: FocusAxis,
+        *,
+        limits_um: tuple[float, float] | None = None,
+        lift_um: float = 500.0,
+        tolerance_um: float = 1.0,
+        guard: FocusGuard | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if not (lift_um > 0 and tolerance_um > 0):
+            raise OutOfRangeError(f"a lift of {lift_um} um, a tolerance of {tolerance_um} um: expected more than 0")
+        self._axis, self._lift_um, self._tolerance_um = axis, lift_um, tolerance_um
+        self._guard, self._clock, self._sleep = guard, clock, sleep
+        self._begin = threading.Lock()  # from the look whether it moves to the beginning of the move
+        self._move = (
+            object()
+        )  # a new one with each move and each stop: a wait ends when it is not the one it began with
+        self.identity = axis.identity
+        self.simulated = "SIMULATED" in axis.identity
+        self.limits_um = self._read_limits()
+        if limits_um is not None:
+            low_um, high_um = max(limits_um[0], self.limits_um.low), min(limits_um[1], self.limits_um.high)
+            if not low_um < high_um:
+                raise OutOfRangeError(
+                    f"no focus position lies both in {limits_um} and in the controller's {tuple(self.limits_um)} um: "
+                    "correct the limits"
+                )
+            axis.set_limits_mm(low_um / UM_PER_MM, high_um / UM_PER_MM)
+            self.limits_um = Range(low_um, high_um)
+
+    def _read_limits(self) -> Range:
+        low_mm, high_mm = self._axis.limits_mm()
+        if not (math.isfinite(low_mm) and math.isfinite(high_mm) and low_mm < high_mm):
+            raise RefusedError(
+                f"the focus controller's limits are {low_mm} to {high_mm} mm: set them in the controller"
+            )
+        return Range(low_mm * UM_PER_MM, high_mm * UM_PER_MM)
+
+    def position_um(self) -> float:
+        """The measured position, um; it may be moving.
+
+        Raises
+        ------
+        LinkError
+            No answer, or one that makes no sense.
+        """
+        return self._axis.position_mm() * UM_PER_MM
+
+    def move_to(self, target_um: float, *, timeout_s: float = 60.0) -> float:
+        """Move, wait until at rest, and measure.
+
+        Parameters
+        ----------
+        target_um : float
+            Inside `limits_um`.
+        timeout_s : float
+            For all of it, seconds.
+
+        Returns
+        -------
+        float
+            um, measured: two readings that agree with each other and with the target.
+
+        Raises
+        ------
+        OutOfRangeError
+            Not finite, or beyond the limits: nothing was sent.
+        RefusedError
+            The guard refused, the motor is off or not referenced, or it moves already.
+        StoppedError
+            `stop` or `focus_up` was called meanwhile.
+        LinkTimeoutError
+            Not at rest on its target in time; it was stopped.
+        LinkError
+            The link failed: the position is unknown.
+        """
+        move = self.start(target_um)
+        deadline_s = self._clock() + timeout_s
+        try:
+            while self._axis.moving():
+                self._check(move)
+                if self._clock() > deadline_s:
+                    raise LinkTimeoutError(
+                        f"the focus stage is not at {target_um:g} um within {timeout_s:g} s: it is stopped now"
+                    )
+                self._sleep(POLL_S)
+            self._check(move)
+            first_um, second_um = self.position_um(), self.position_um()
+            self._check(move)
+        except LinkError:
+            if self._move is move:
+                self._stop_after_failure()
+            raise
+        if max(abs(first_um - target_um), abs(second_um - target_um)) > self._tolerance_um:
+            raise LinkError(
+                f"the focus stage came to rest at {first_um:.2f} and {second_um:.2f} um, expected {target_um:g} +- "
+                f"{self._tolerance_um:g} um: check load, servo and wiring"
+            )
+        return second_um
+
+    def start(self, target_um: float) -> object:
+        """Begin a move, and return without waiting for its end. Errors as in `move_to`."""
+        if not math.isfinite(target_um):
+            raise OutOfRangeError(f"focus target {target_um} um is not a position: expected a finite number")
+        if not self.limits_um.low <= target_um <= self.limits_um.high:
+            raise OutOfRangeError(
+                f"focus target {target_um:g} um lies outside the limits {self.limits_um.low:g} to "
+                f"{self.limits_um.high:g} um"
+            )
+        with self._begin:
+            self._axis.check_ready()
+            if self._axis.moving():
+                raise RefusedError("another move of the focus stage is under way: wait for it, or stop it")
+            if self._guard is not None:
+                self._guard.check_focus(self.position_um(), target_um)
+            self._move = move = object()
+            self._axis.start(target_um / UM_PER_MM)
+        return move
+
+    def stop(self) -> None:
+        """Stop at once; a move under way ends with a StoppedError.
+
+        Raises
+        ------
+        LinkError
+            The stop could not be sent: cut the power.
+        """
+        self._move = object()
+        self._axis.stop()
+        log.info("focus stopped")
+
+    def focus_up(self) -> None:
+        """Lift the focus by `lift_um`, or to its upper limit, whatever it was doing; does not wait for the end."""
+        self.stop()
+        deadline_s = self._clock() + BRAKING_S
+        while self._standing_still() is False:
+            if self._clock() > deadline_s:
+                raise LinkTimeoutError(f"the focus stage does not stop within {BRAKING_S:g} s: cut its power")
+            self._sleep(POLL_S)
+        here_um = self.position_um()
+        target_um = min(here_um + self._lift_um, self.limits_um.high)
+        if target_um - here_um > self._tolerance_um:
+            self.start(target_um)
+            log.info("lifting the focus from %.1f to %.1f um", here_um, target_um)
+
+    def _standing_still(self) -> bool:
+        try:
+            return not self._axis.moving()
+        except StoppedError:  # the end of the move that was stopped
+            return True
+
+    def home(self, *, sphere_removed: bool, timeout_s: float = 120.0) -> None:
+        """Search the reference. **It drives through its whole travel**: never call it with a sphere in place.
+
+        Raises
+        ------
+        RefusedError
+            Nobody says that the sphere is removed.
+        """
+        if not sphere_removed:
+            raise RefusedError(
+                "a reference search drives the focus through its whole travel: remove the sphere and the sample, then "
+                "say so (sphere_removed)"
+            )
+        with self._begin:
+            self._move = object()
+            self._axis.home(timeout_s)
+        log.info("focus referenced, at %.1f um", self.position_um())
+
+    def close(self) -> None:
+        """Give the controller back. Does not move. Idempotent."""
+        self._axis.close()
+
+    def __enter__(self) -> FocusStage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, move: object) -> None:
+        if self._move is not move:
+            raise StoppedError("the focus move was stopped; the stage holds where it came to rest")
+
+    def _stop_after_failure(self) -> None:
+        try:
+            self._axis.stop()
+        except LinkError as exc:
+            log.error("the focus stage could not be stopped, and may be moving: %s", exc)
+
+
+def open_focus(
+    driver: str,
+    port: str,
+    axis: str,
+    *,
+    baud: int = 921600,
+    limits_um: tuple[float, float] | None = None,
+    lift_um: float = 500.0,
+    guard: FocusGuard | None = None,
+) -> FocusStage:
+    """Open a focus stage. Nothing moves.
+
+    Parameters
+    ----------
+    driver : "xps" or "esp301"
+        Which controller it is.
+    port : str
+        ``tcp://host:5001`` of an XPS, ``/dev/ttyUSB0`` of an ESP301 (any port of `transport.open_transport`).
+    axis : str
+        The positioner of an XPS, such as ``FOCUS.Pos``; the number of an ESP301's axis.
+    baud : int
+        Of an ESP301: 921600 on its USB port, 19200 on its RS-232 port.
+    limits_um, lift_um, guard
+        See FocusStage.
+
+    Raises
+    ------
+    OutOfRangeError
+        No such driver or axis, or limits that make no sense.
+    RefusedError
+        It is another device.
+    LinkError
+        Nobody is there.
+    """
+    from .esp301 import Esp301Focus
+    from .xps import XpsFocus
+
+    if driver not in ("xps", "esp301"):
+        raise OutOfRangeError(f"no focus driver {driver!r}: expected xps or esp301")
+    motor: FocusAxis = XpsFocus.open(port, axis) if driver == "xps" else Esp301Focus.open(port, axis, baud=baud)
+    try:
+        return FocusStage(motor, limits_um=limits_um, lift_um=lift_um, guard=guard)
+    except BaseException:
+        motor.close()
+        raise
