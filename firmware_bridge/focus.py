@@ -216,7 +216,7 @@ class FocusStage:
             )
         with self._begin:
             self._axis.check_ready()
-            if self._axis.moving():
+            if not self._standing_still():
                 raise RefusedError("another move of the focus stage is under way: wait for it, or stop it")
             if self._guard is not None:
                 self._guard.check_focus(self.position_um(), target_um)
@@ -240,7 +240,7 @@ class FocusStage:
         """Lift the focus by `lift_um`, or to its upper limit, whatever it was doing; does not wait for the end."""
         self.stop()
         deadline_s = self._clock() + BRAKING_S
-        while self._standing_still() is False:
+        while not self._standing_still():
             if self._clock() > deadline_s:
                 raise LinkTimeoutError(f"the focus stage does not stop within {BRAKING_S:g} s: cut its power")
             self._sleep(POLL_S)
