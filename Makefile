@@ -15,10 +15,19 @@ BENCH_MODELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/superlens/bench-models
 install: $(VENV)/.appliance
 install-dev: $(VENV)/.dev
 
+# On a Jetson with JetPack's own tensorrt, which no index has, and with what runs it; pycuda is compiled with JetPack's CUDA.
+ifneq ($(wildcard /etc/nv_tegra_release),)
+VENV_FLAGS := --system-site-packages
+APPLIANCE := .[jetson]
+export CUDA_ROOT ?= /usr/local/cuda
+else
+APPLIANCE := .
+endif
+
 $(VENV)/.appliance: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '$(APPLIANCE)'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.appliance

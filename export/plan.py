@@ -37,6 +37,10 @@ _WORDS = {
 }
 
 # Numbers of cuda.h (CUdevice_attribute), which never change.
+_NOT_ALLOWED = (
+    "On a Jetson this user is as a rule not in the groups video and render: "
+    "sudo usermod --append --groups video,render USER"
+)
 _MULTIPROCESSORS, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 75, 76
 
 
@@ -95,7 +99,8 @@ def this_device() -> Device:
     def ask(function: str, *arguments: object) -> None:
         code = getattr(cuda, function)(*arguments)
         if code:
-            raise PlanError(f"The CUDA driver has no usable GPU: {function} returned error {code}. Run: nvidia-smi")
+            remedy = _NOT_ALLOWED if code in (100, 801) and l4t_release() else "Run: nvidia-smi"
+            raise PlanError(f"The CUDA driver has no usable GPU: {function} returned error {code}. {remedy}")
 
     def attribute(number: int) -> int:
         ask("cuDeviceGetAttribute", ctypes.byref(value), number, device)

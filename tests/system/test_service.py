@@ -54,6 +54,18 @@ def test_the_exposure_is_two_at_most(unit: Path) -> None:
     assert re.search(r"Overall exposure level for superlens.service: [01]\.\d", result.stdout)
 
 
+def test_it_may_open_the_gpu_of_a_jetson_and_so_may_the_container() -> None:
+    """Tegra's devices belong to video and render; nvmap is of the class misc, so only its path lets it through."""
+    unit = (SYSTEMD / "superlens.service").read_text(encoding="utf-8")
+    groups = re.search(r"^SupplementaryGroups=(.*)$", unit, re.MULTILINE)
+    assert groups is not None
+    assert {"video", "render", "dialout"} <= set(groups.group(1).split())
+    assert {"char-nv* rw", "/dev/nvmap rw"} <= set(re.findall(r"^DeviceAllow=(.*)$", unit, re.MULTILINE))
+    container = (SYSTEMD.parent / "Dockerfile.jetson").read_text(encoding="utf-8")
+    assert "--groups video" in container
+    assert "--group-add" in container
+
+
 def test_the_user_of_the_service_can_be_made() -> None:
     if shutil.which("systemd-sysusers") is None:
         missing("systemd-sysusers is not installed: it is in the package systemd")

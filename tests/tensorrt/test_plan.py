@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from export.errors import PlanError
-from export.plan import check_private, l4t_release, write_together
+from export.plan import check_private, l4t_release, this_device, write_together
 
 RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 2025\n"
 
@@ -17,6 +19,16 @@ RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI:
 def test_the_release_of_a_jetson_is_read(tmp_path: Path) -> None:
     (tmp_path / "nv_tegra_release").write_text(RELEASE + "# KERNEL_VARIANT: oot\n")
     assert l4t_release(tmp_path / "nv_tegra_release") == "36.4.3"
+
+
+@pytest.mark.parametrize(("l4t", "remedy"), [("36.4.3", "groups video and render"), (None, "nvidia-smi")])
+def test_a_gpu_that_may_not_be_opened_says_what_to_do_on_this_machine(
+    l4t: str | None, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(cuInit=lambda flags: 801))
+    monkeypatch.setattr("export.plan.l4t_release", lambda: l4t)
+    with pytest.raises(PlanError, match=rf"cuInit returned error 801\..*{remedy}"):
+        this_device()
 
 
 def test_another_machine_has_none(tmp_path: Path) -> None:
