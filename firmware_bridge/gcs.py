@@ -84,6 +84,8 @@ class Profile:
         ``ONL channel 1``.
     velocity_control : bool
         ``VCO axis 1`` is needed for the velocity, and for ``ONT?``, to mean anything.
+    trigger_thresholds : bool
+        Pulses at a distance can be kept to a part of the way (CTO parameters 8 and 9).
     """
 
     name: str
@@ -91,11 +93,16 @@ class Profile:
     axes: tuple[str, str, str]
     starts_offline: bool
     velocity_control: bool
+    trigger_thresholds: bool
 
 
 PROFILES = {
-    "e727": Profile("e727", "E-727", ("1", "2", "3"), starts_offline=False, velocity_control=False),
-    "e517": Profile("e517", "E-517", ("A", "B", "C"), starts_offline=True, velocity_control=True),
+    "e727": Profile(
+        "e727", "E-727", ("1", "2", "3"), starts_offline=False, velocity_control=False, trigger_thresholds=True
+    ),
+    "e517": Profile(
+        "e517", "E-517", ("A", "B", "C"), starts_offline=True, velocity_control=True, trigger_thresholds=False
+    ),
 }
 
 
@@ -340,10 +347,21 @@ class CommandReader:
     >>> reader = CommandReader()
     >>> reader.feed(b"MOV 1 "), reader.feed(b"\x1810\nERR?\n")
     ([], ['\x18', 'MOV 1 10', 'ERR?'])
+
+    Parameters
+    ----------
+    longest : int
+        Bytes; a longer line is thrown away.
     """
 
-    def __init__(self) -> None:
-        self._line = bytearray()
+    def __init__(self, *, longest: int = LONGEST_REPLY_BYTES) -> None:
+        self._line, self._longest = bytearray(), longest
+        self._overflown = False
+
+    def overflown(self) -> bool:
+        """Whether a line was thrown away since the last call."""
+        overflown, self._overflown = self._overflown, False
+        return overflown
 
     def feed(self, data: bytes) -> list[str]:
         """Take bytes, return the lines and control bytes that they complete."""
@@ -352,10 +370,12 @@ class CommandReader:
             if byte in CONTROL_BYTES:
                 commands.append(chr(byte))
             elif byte == 0x0A:
-                commands.append(self._line.decode(ENCODING))
+                if len(self._line) <= self._longest:
+                    commands.append(self._line.decode(ENCODING))
                 self._line.clear()
-            else:
+            elif len(self._line) <= self._longest:
                 self._line.append(byte)
+                self._overflown |= len(self._line) > self._longest
         return commands
 
 
