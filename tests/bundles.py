@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ def make_bundle(
     pixel_size_nm: float = PIXEL_SIZE_NM,
     outputs: Sequence[str] = ("enhanced",),
     scale: int = 1,
+    told: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Path:
     """A bundle whose network multiplies by ``gain`` and clamps to 0..1: for tests that are not about science.
 
     ``enhanced`` is that, ``inverted`` is 1 less it, ``colour`` is red ``enhanced``, no green, blue ``inverted``.
-    ``scale`` repeats pixels. ``fields`` go into the manifest, the task also into the index.
+    ``scale`` repeats pixels. ``fields`` go into the manifest, the task also into the index; ``told`` as well, over what
+    the graph is.
     """
     folder.mkdir(parents=True)
     graph = helper.make_graph(
@@ -79,7 +81,7 @@ def make_bundle(
         "checkpoint_sha256": "0" * 64,
         "verify": Verification(against="itself", max_abs_error=0, psnr_db=200, ssim=1, shapes_px=((16, 16),)),
     }
-    write_manifest(Manifest.model_validate({**given, **fields}), folder / "fp32.json")
+    write_manifest(Manifest.model_validate({**given, **fields, **(told or {})}), folder / "fp32.json")
     write_manifest(BundleIndex(name="gain", task=task, precisions={"fp32": "fp32.json"}), folder / "bundle.json")
     return folder
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from edge.devices import Camera, Engine, Positioner, Trigger
 from edge.engine.prepare import Counts, full_scale, one_channel
-from edge.errors import CameraError, CameraTimeoutError
+from edge.errors import CameraError, CameraTimeoutError, EngineError
 from edge.frames import DTYPE, LAYOUTS, FramePool, PixelFormat, aligned_empty, slot_shape
+from export.manifest import TensorSpec
 from firmware_bridge.errors import RefusedError
 from firmware_bridge.pzt import PositionUm
 
@@ -87,6 +88,10 @@ class CameraContract:
     def test_closing_twice_is_harmless(self, camera: Camera) -> None:
         camera.close()
         camera.close()
+
+
+def _spec(name: str, channels: int = 1, dtype: Any = "float32") -> TensorSpec:
+    return TensorSpec(name=name, shape=(1, channels, "height", "width"), dtype=dtype, range=(0, 1))
 
 
 class EngineContract:
@@ -190,6 +195,24 @@ class EngineContract:
             assert output.dtype == LAYOUTS[pixel_format].result
             assert np.abs(output - reference.clip(0, 1) * limit).max() <= 0.5 + 1e-4 * limit
             pool.release(slot)
+
+    @pytest.mark.parametrize(
+        ("told", "words"),
+        [
+            ({"inputs": (_spec("frame"),)}, "has the tensors enhanced, image, its manifest enhanced, frame"),
+            ({"outputs": (_spec("sharp"),)}, "has the tensors enhanced, image, its manifest image, sharp"),
+            ({"outputs": (_spec("enhanced"), _spec("more"))}, "its manifest enhanced, image, more"),
+            ({"inputs": (_spec("image", 3),)}, r"image of .* 1 x 1 x .*says 1 x 3 x 32 x 48"),
+            ({"scale": 2}, r"enhanced of .* 1 x 1 x 32 x 48 for frames of 32 x 48 px.*says 1 x 1 x 64 x 96"),
+            ({"outputs": (_spec("enhanced", 3),)}, r"enhanced of .* 1 x 1 x .*says 1 x 3 x 32 x 48"),
+            ({"outputs": (_spec("enhanced", dtype="uint8"),)}, r"enhanced of .* is float32, its manifest says uint8"),
+        ],
+    )
+    def test_a_manifest_and_a_file_that_disagree_are_refused_when_the_engine_is_made(
+        self, load: Callable[..., Engine], told: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(EngineError, match=rf"{words}.*superlens-export convert"):
+            load({"told": told}, frame_shape_px=(32, 48))
 
     def test_closing_twice_is_harmless(self, load: Callable[..., Engine]) -> None:
         engine = load()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,18 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge.engine.prepare import Counts
+from edge.engine.tensors import Tensor, check_tensors
 from edge.errors import ConfigError, EngineError
 from edge.frames import FramePool, aligned_empty
 from export.errors import PrecisionError
 from export.manifest import Manifest, check_onnxruntime
+
+_DTYPE = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+}
 
 
 class OnnxRuntimeEngine:
@@ -53,15 +61,33 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime {ort.__version__} cannot run {path}: {exc}") from exc
         height, width = counts.shape_px
         self._input = aligned_empty((1, 1, height, width), np.float32)
-        self._binding = self._session.io_binding()
-        _bind(self._binding.bind_input, manifest.inputs[0].name, self._input)
         self._values: dict[str, NDArray[np.float32]] = {}
         self._outputs: dict[str, NDArray[Any]] = {}
-        for spec in manifest.outputs:
-            sides = (height * manifest.scale, width * manifest.scale)
-            self._values[spec.name] = aligned_empty((1, spec.channels, *sides), np.float32)
-            self._outputs[spec.name] = aligned_empty((*sides, 3) if spec.channels == 3 else sides, counts.result_dtype)
-            _bind(self._binding.bind_output, spec.name, self._values[spec.name])
+        self._check(path)
+        self._binding = self._session.io_binding()
+        try:
+            _bind(self._binding.bind_input, manifest.inputs[0].name, self._input)
+            for spec in manifest.outputs:
+                sides = (height * manifest.scale, width * manifest.scale)
+                shape = (*sides, 3) if spec.channels == 3 else sides
+                self._outputs[spec.name] = aligned_empty(shape, counts.result_dtype)
+                self._values[spec.name] = aligned_empty((1, spec.channels, *sides), np.float32)
+                _bind(self._binding.bind_output, spec.name, self._values[spec.name])
+        except Exception as exc:
+            raise EngineError(f"ONNX Runtime {ort.__version__} does not take the tensors of {path}: {exc}") from exc
+
+    def _check(self, path: Path) -> None:
+        """The file against its manifest. The sizes of the outputs are known only after a frame, so a black one runs."""
+        shape_px = self._counts.shape_px
+        inputs, outputs = (_tensors(puts) for puts in (self._session.get_inputs(), self._session.get_outputs()))
+        check_tensors(path, self.manifest, shape_px, inputs | outputs)
+        self._input[:] = 0
+        try:
+            pictures = self._session.run(list(outputs), {self.manifest.inputs[0].name: self._input})
+        except Exception as exc:
+            raise EngineError(f"ONNX Runtime {ort.__version__} cannot run {path}: {exc}") from exc
+        made = {name: Tensor(one.dtype.name, one.shape) for name, one in zip(outputs, pictures, strict=True)}
+        check_tensors(path, self.manifest, shape_px, inputs | made)
 
     def allocate(self, slots: int) -> FramePool:
         """``slots`` aligned arrays of counts, which :meth:`infer` reads in its prepare pass."""
@@ -70,7 +96,10 @@ class OnnxRuntimeEngine:
     def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
         """Prepare, run, turn back to counts."""
         self._counts.to_network(pixels, self._input[0, 0])
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as exc:
+            raise EngineError(f"ONNX Runtime {ort.__version__} did not run {self.manifest.name}: {exc}") from exc
         for name, values in self._values.items():
             output = self._outputs[name]
             self._counts.from_network(values[0], np.moveaxis(np.atleast_3d(output), 2, 0))
@@ -78,6 +107,15 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """Nothing to release before the object itself goes."""
+
+
+def _tensors(puts: Iterable[Any]) -> dict[str, Tensor]:
+    """As the file declares them: a side with a name, or none, is free."""
+    found = {}
+    for put in puts:
+        sides = (side if isinstance(side, int) else None for side in put.shape)
+        found[put.name] = Tensor(_DTYPE.get(put.type, put.type), tuple(sides))
+    return found
 
 
 def _bind(bind: Any, name: str, array: NDArray[np.float32]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
 
 from edge.engine.prepare import Counts
+from edge.engine.tensors import Tensor, check_tensors
 from edge.errors import ConfigError, EngineError
 from edge.frames import SLOT_ALIGNMENT, FramePool, aligned_empty
 from export.manifest import Manifest
@@ -53,11 +54,13 @@ class OpenVinoEngine:
         self.precision = _arithmetic(core, hint)
         try:
             model = core.read_model(path)
+            declared = _tensors(model.inputs, manifest)
             shapes = {0: [1, 1, *counts.shape_px]}
             if light_given:
                 cut = _Cut(model)
                 model, shapes[1] = cut.detail(), cut.light_shape(counts.shape_px)
             model.reshape(shapes)
+            check_tensors(path, manifest, counts.shape_px, declared | _tensors(model.outputs, manifest))
             model = _with_counts(model, manifest, counts)
             self._compiled = _compiled(core, model, self.precision)
             self._request = self._compiled.create_infer_request()
@@ -94,7 +97,10 @@ class OpenVinoEngine:
             self._request.set_input_tensor(0, self._tensors[pixels.ctypes.data])
         else:
             self._counts.to_network(pixels, self._input[0, 0])
-        self._request.infer()
+        try:
+            self._request.infer()
+        except RuntimeError as exc:
+            raise EngineError(f"OpenVINO {ov.__version__} did not run {self.manifest.name}: {exc}") from exc
         return self._outputs
 
     def close(self) -> None:
@@ -128,7 +134,10 @@ class OpenVinoLight:
     def infer(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """(1, channels, rows of cells, columns of cells), valid until the next call. ``pixels`` is any whole frame."""
         shape = self._request.get_input_tensor().shape
-        self._request.infer([ov.Tensor(np.ascontiguousarray(pixels).reshape(shape), shared_memory=True)])
+        try:
+            self._request.infer([ov.Tensor(np.ascontiguousarray(pixels).reshape(shape), shared_memory=True)])
+        except RuntimeError as exc:
+            raise EngineError(f"OpenVINO {ov.__version__} did not run the light of a frame: {exc}") from exc
         return np.asarray(self._request.get_output_tensor().data)
 
 
@@ -223,6 +232,17 @@ def _is_frame_wide(op: Any) -> bool:
         return True
     rank = op.get_input_partial_shape(0).rank.get_length()
     return any(axis % rank >= 2 for axis in np.atleast_1d(axes.get_data()))
+
+
+def _tensors(puts: Iterable[Any], manifest: Manifest) -> dict[str, Tensor]:
+    """Inputs or outputs, each by the one of its names that the manifest has, if there is one."""
+    known = {spec.name for spec in (*manifest.inputs, *manifest.outputs)}
+    found = {}
+    for put in puts:
+        names = put.get_names()
+        shape = [None if side.is_dynamic else side.get_length() for side in put.get_partial_shape()]
+        found[min(known & names or names)] = Tensor(put.get_element_type().to_dtype().name, tuple(shape))
+    return found
 
 
 def _arithmetic(core: ov.Core, hint: str) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edge.engine.builder import default_plans
 from edge.engine.cuda.thread import GpuThread
 from edge.engine.prepare import Counts
+from edge.engine.tensors import Tensor, check_names, check_tensors
 from edge.errors import ConfigError, EngineError
 from edge.frames import FramePool
 from export.bindings import check_release, checked, make_logger, started, why
@@ -128,28 +129,20 @@ class LoadedPlan:
         self._logger = make_logger()
         self._runtime = started(lambda: trt.Runtime(self._logger), self._logger)
         self._engine = checked(self._runtime.deserialize_cuda_engine(plan), "cannot load the plan", self._logger)
-        names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
-        if names != set(self._shapes):
-            raise PlanError(
-                f"The plan of {path} has the tensors {', '.join(sorted(names))}, its manifest "
-                f"{', '.join(sorted(self._shapes))}. Make the bundle again with superlens-export convert."
-            )
-        for name in self._shapes:
-            if self._engine.get_tensor_dtype(name) != trt.float32:
-                raise PlanError(
-                    f"The tensor {name} of {path} is {self._engine.get_tensor_dtype(name)}, expected float32, as the "
-                    "edges of every precision are. Make the bundle again with superlens-export convert."
-                )
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        check_names(path, manifest, names)
         context = self._engine.create_execution_context()
         self._context = checked(context, "made no execution context", self._logger)
         fits = self._context.set_input_shape(frame.name, self._shapes[frame.name])
         checked(fits, f"takes no {frame.name} of {self._shapes[frame.name]}", self._logger)
         if missing := self._context.infer_shapes():
             raise PlanError(f"TensorRT lacks {', '.join(missing)} of {path}: {why(self._logger)}")
-        for name, shape in self._shapes.items():
-            found = tuple(self._context.get_tensor_shape(name))
-            if found != shape:
-                raise PlanError(f"The tensor {name} of {path} is {found}, its manifest says {shape}.")
+        types = {name: self._engine.get_tensor_dtype(name) for name in names}
+        found = {
+            name: Tensor("float32" if kind == trt.float32 else str(kind), tuple(self._context.get_tensor_shape(name)))
+            for name, kind in types.items()
+        }
+        check_tensors(path, manifest, shape_px, found)
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Tell TensorRT where each tensor lies on the device."""

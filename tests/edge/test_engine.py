@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -62,6 +63,24 @@ class TestOnnxRuntime(EngineContract):
     def test_bf16_is_refused(self, load: Callable[..., Engine]) -> None:
         with pytest.raises(ConfigError, match="no bf16"):
             load(hint="bf16")
+
+
+@pytest.mark.parametrize(
+    ("backend", "part", "call", "words"),
+    [
+        ("openvino", "_request", "infer", r"OpenVINO [\d.].* did not run gain: no memory"),
+        ("onnxruntime", "_session", "run_with_iobinding", r"ONNX Runtime [\d.]+ did not run gain: no memory"),
+    ],
+)
+def test_a_back_end_that_fails_at_a_frame_says_which_and_of_which_model(
+    identity_bundle: Path, backend: Any, part: str, call: str, words: str
+) -> None:
+    engine = load_engine(load_bundle(identity_bundle), **DEFAULTS, backend=backend)
+    slot = engine.allocate(1).acquire(timeout_s=0)
+    failing = Mock(**{f"{call}.side_effect": RuntimeError("no memory")})
+    setattr(engine, part, failing)
+    with pytest.raises(EngineError, match=words):
+        engine.infer(slot)
 
 
 def test_a_missing_back_end_names_the_extra_and_nothing_takes_its_place(
