@@ -351,17 +351,11 @@ class CommandReader:
     Parameters
     ----------
     longest : int
-        Bytes; a longer line is thrown away.
+        Bytes; of a longer line one more than this is kept, so that it is seen to be too long.
     """
 
     def __init__(self, *, longest: int = LONGEST_REPLY_BYTES) -> None:
         self._line, self._longest = bytearray(), longest
-        self._overflown = False
-
-    def overflown(self) -> bool:
-        """Whether a line was thrown away since the last call."""
-        overflown, self._overflown = self._overflown, False
-        return overflown
 
     def feed(self, data: bytes) -> list[str]:
         """Take bytes, return the lines and control bytes that they complete."""
@@ -370,12 +364,10 @@ class CommandReader:
             if byte in CONTROL_BYTES:
                 commands.append(chr(byte))
             elif byte == 0x0A:
-                if len(self._line) <= self._longest:
-                    commands.append(self._line.decode(ENCODING))
+                commands.append(self._line.decode(ENCODING))
                 self._line.clear()
             elif len(self._line) <= self._longest:
                 self._line.append(byte)
-                self._overflown |= len(self._line) > self._longest
         return commands
 
 

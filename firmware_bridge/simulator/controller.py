@@ -128,8 +128,6 @@ class Simulator:
         with self._lock:
             for command in self._reader.feed(data):
                 self._take(command)
-            if self._reader.overflown():
-                self._error = INPUT_OVERFLOW
             self._advance()
             replies = ""
             while self._outbox and self._outbox[0][0] <= self.clock():
@@ -302,6 +300,7 @@ class Simulator:
             return self._halt(list(self._axes))
         name, *args = command.split() or [""]
         try:
+            expect(len(command) <= LONGEST_LINE, INPUT_OVERFLOW)
             expect(name.upper() in self._handlers or not name, gcs.UNKNOWN_COMMAND)
             expect(len(args) <= MAX_ARGUMENTS, gcs.WRONG_COUNT)
             reply = self._handlers[name.upper()](args) if name else ""
