@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import sys
-import threading
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
@@ -15,6 +12,7 @@ import click
 from . import gcs
 from .errors import FirmwareError, OutOfRangeError
 from .pzt import PositionUm, PztStage, open_stage
+from .simulator.commands import simulate
 from .trigger import SimulatedTriggerLine, open_trigger
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -157,27 +155,7 @@ def _um(position_um: PositionUm) -> str:
     return ", ".join(f"{um:.4f}" for um in position_um) + " um"
 
 
-@main.command()
-@click.option("--profile", type=click.Choice(list(gcs.PROFILES)), default="e727", show_default=True)
-@click.option("--tcp", type=click.IntRange(0, 65535), help="Listen on this TCP port; 0 chooses one.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--pty", "on_pty", is_flag=True, help="Serve a pseudo terminal instead.")
-def simulate(profile: str, tcp: int | None, host: str, on_pty: bool) -> None:
-    """Be a controller with a P-733.3CL stage, until Ctrl-C."""
-    from .simulator import Simulator, serve_pty, serve_tcp
-
-    if on_pty == (tcp is not None):
-        raise click.UsageError("give either --tcp PORT or --pty")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    simulator = Simulator(profile)
-    with serve_pty(simulator) if tcp is None else serve_tcp(simulator, host, tcp) as server:
-        click.echo(f"SIMULATED {simulator.profile.model} at {server.address}; Ctrl-C stops it")
-        sys.stdout.flush()
-        while not stop.wait(1.0):
-            server.check()
-
+main.add_command(simulate)
 
 if __name__ == "__main__":
     main(prog_name="superlens-pzt")
