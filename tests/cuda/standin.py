@@ -22,7 +22,7 @@ from pathlib import Path
 import platformdirs
 
 PYCUDA = "2026.1"
-# JetPack 6's: its NVRTC is 12.6, and 12.9 is the newest cuda-bindings of CUDA 12.
+# JetPack 6's: its NVRTC is 12.6, and 12.9 is the newest cuda-bindings of CUDA 12. They pass with 13.5 as well.
 WHEELS = ("cuda-bindings==12.9.*", "nvidia-cuda-nvrtc-cu12==12.6.*")
 
 HERE = Path(__file__).parent

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edge.engine.cuda.thread import GpuThread
 
 EM_CUDA = 190
+CUDA_ERROR_OUT_OF_MEMORY, CUDA_ERROR_NO_BINARY_FOR_GPU = 2, 209
 
 
 @pytest.fixture
@@ -69,25 +70,61 @@ def test_a_gpu_newer_than_the_compiler_is_refused(kernels: Any, source: Path) ->
         kernels.compiled(source, "sm_990")
 
 
-def test_where_there_is_no_compiler_the_package_is_named(
-    kernels: Any, source: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("version", "package"), [(12060, "'nvidia-cuda-nvrtc-cu12'"), (13000, r"'nvidia-cuda-nvrtc==13\.\*'")]
+)
+def test_where_there_is_no_compiler_the_package_of_the_drivers_own_cuda_is_named(
+    kernels: Any, source: Path, monkeypatch: pytest.MonkeyPatch, version: int, package: str
 ) -> None:
     def missing() -> None:
-        raise RuntimeError('Failure finding "libnvrtc.so.12"')
+        raise RuntimeError('Failure finding "libnvrtc.so"')
 
     monkeypatch.setattr(kernels.nvrtc, "nvrtcVersion", missing)
-    with pytest.raises(EngineError, match=r"no compiler .*libnvrtc\.so.*apt install cuda-nvrtc-12-6"):
+    monkeypatch.setattr(kernels.driver, "cuDriverGetVersion", lambda: (0, version))
+    cuda = f"CUDA {version // 1000}.{version % 1000 // 10}"
+    words = rf"no compiler .*libnvrtc\.so.*of the driver's {cuda}: .*apt install cuda-nvrtc-12-6.*pip install {package}"
+    with pytest.raises(EngineError, match=words):
         kernels.compiled(source, "sm_87")
 
 
-def test_a_cubin_that_is_damaged_and_a_kernel_that_is_not_there_are_refused(
-    kernels: Any, source: Path, gpu: GpuThread, monkeypatch: pytest.MonkeyPatch
+def test_kept_kernels_that_do_not_load_are_compiled_anew_once(
+    kernels: Any, source: Path, gpu: GpuThread, caplog: pytest.LogCaptureFixture
 ) -> None:
+    cubin = kernels.compiled(source, "sm_87")
+    (kept,) = (source.parent / "cache" / "kernels").iterdir()
+    kept.write_bytes(cubin[:10])
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            gpu.run(gpu.run(lambda: kernels.Kernels(source)).close)
+    assert kept.read_bytes() == cubin
+    assert caplog.text.count("compiling anew") == 1
+    assert caplog.text.count("compiled one.cu for sm_87") == 1
+
+
+def test_a_driver_that_refuses_what_the_compiler_makes_is_told_the_right_one(
+    kernels: Any, source: Path, gpu: GpuThread, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin.fail("cuModuleLoadDataEx", CUDA_ERROR_NO_BINARY_FOR_GPU, times=2)
+    monkeypatch.setattr(kernels.driver, "cuDriverGetVersion", lambda: (0, 12060))
+    with pytest.raises(
+        EngineError, match=r"refuses .* NVRTC 1\d\.\d has compiled.*NO_BINARY.*CUDA 12\.6.*'nvidia-cuda-nvrtc-cu12'"
+    ):
+        gpu.run(lambda: kernels.Kernels(source))
+    gpu.run(gpu.run(lambda: kernels.Kernels(source)).close)
+
+
+def test_memory_that_is_full_is_no_reason_to_compile_anew(
+    kernels: Any, source: Path, gpu: GpuThread, standin: Standin, caplog: pytest.LogCaptureFixture
+) -> None:
+    standin.fail("cuModuleLoadDataEx", CUDA_ERROR_OUT_OF_MEMORY)
+    with pytest.raises(EngineError, match=r"one\.cu cannot be loaded: CUDA_ERROR_OUT_OF_MEMORY"):
+        gpu.run(lambda: kernels.Kernels(source))
+    assert "compiling anew" not in caplog.text
+
+
+def test_a_kernel_that_is_not_there_is_refused(kernels: Any, source: Path, gpu: GpuThread) -> None:
     loaded = gpu.run(lambda: kernels.Kernels(source))
     with pytest.raises(EngineError, match="there is no kernel prepare_two: CUDA_ERROR_NOT_FOUND"):
         gpu.run(lambda: loaded.launcher("prepare_two", threads=(32, 1), over_px=(1, 1)))
     gpu.run(loaded.close)
     gpu.run(loaded.close)
-    monkeypatch.setattr(kernels, "compiled", lambda *_: bytes(64))
-    with pytest.raises(EngineError, match=r"one\.cu cannot be loaded: CUDA_ERROR_INVALID_IMAGE"):
-        gpu.run(lambda: kernels.Kernels(source))

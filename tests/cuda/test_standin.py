@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from tests.cuda.networks import SOURCE, TYPES, checked
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 if TYPE_CHECKING:
     from edge.engine.cuda.thread import GpuThread
@@ -110,3 +118,16 @@ def test_a_kernel_is_refused_where_the_cubin_has_none_of_that_name_or_the_argume
         assert ctypes.sizeof(ctypes.c_void_p) == 8
 
     gpu.run(inside)
+
+
+@pytest.mark.parametrize(("python", "majors"), [("3.10", {12}), ("3.12", {12, 13})])
+def test_the_python_of_jetpack_6_gets_the_bindings_of_its_cuda(python: str, majors: set[int]) -> None:
+    """CUDA 13's would be the newest there, and their compiler's code is for a driver that JetPack 6 has not."""
+    document = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    wanted = map(Requirement, document["project"]["optional-dependencies"]["jetson"])
+    (bindings,) = (
+        one
+        for one in wanted
+        if one.name == "cuda-bindings" and one.marker is not None and one.marker.evaluate({"python_version": python})
+    )
+    assert {major for major in range(11, 15) if bindings.specifier.contains(f"{major}.9")} == majors

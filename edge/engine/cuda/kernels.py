@@ -38,6 +38,13 @@ ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
 }
 """Of the kernels, by the first word of their names."""
 
+_UNFIT = (
+    driver.CUresult.CUDA_ERROR_INVALID_IMAGE,
+    driver.CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU,
+    driver.CUresult.CUDA_ERROR_INVALID_SOURCE,
+)
+"""What a driver answers to machine code that is damaged, or not for it. Each may come of a file kept too long."""
+
 PER_THREAD = 4
 """Pixels a thread takes."""
 
@@ -50,13 +57,22 @@ class Kernels:
     Raises
     ------
     EngineError
-        There is no compiler, or it does not know this GPU, or the source is wrong.
+        There is no compiler, it does not know this GPU, or the driver refuses what it makes; or the source is wrong.
     """
 
     def __init__(self, source: Path = SOURCE) -> None:
         major, minor = cuda.Context.get_device().compute_capability()
-        cubin = compiled(source, f"sm_{major}{minor}")
-        self._module = checked(driver.cuModuleLoadData(cubin), f"the kernels of {source.name} cannot be loaded")
+        architecture = f"sm_{major}{minor}"
+        loaded = driver.cuModuleLoadData(compiled(source, architecture))
+        if loaded[0] in _UNFIT:  # a file that was cut off, or another driver than that of its day
+            log.warning("the compiled kernels of %s are refused (%s): compiling anew", source.name, loaded[0].name)
+            loaded = driver.cuModuleLoadData(compiled(source, architecture, anew=True))
+        if loaded[0] in _UNFIT:
+            raise EngineError(
+                f"The GPU's driver refuses the kernels of {source.name} that NVRTC {_nvrtc_version()} has compiled "
+                f"({loaded[0].name}). An NVRTC newer than the driver makes such. {_remedy()}"
+            )
+        self._module = checked(loaded, f"the kernels of {source.name} cannot be loaded")
 
     def launcher(self, name: str, *, threads: tuple[int, int], over_px: tuple[int, int]) -> Callable[..., None]:
         """A function of (stream, *arguments) that launches kernel ``name``, four pixels a thread.
@@ -82,12 +98,12 @@ class Kernels:
             checked(driver.cuModuleUnload(module), "the kernels cannot be unloaded")
 
 
-def compiled(source: Path, architecture: str) -> bytes:
+def compiled(source: Path, architecture: str, *, anew: bool = False) -> bytes:
     """The cubin of ``source`` for ``architecture`` ("sm_87"), compiled at its first use on this machine.
 
     It is kept in the service's cache folder where systemd gives one, else the user's, under a name that changes with
     the source, its options, the architecture and the compiler. Where it cannot be written, each start compiles anew,
-    which takes about a second.
+    which takes about a second. ``anew`` replaces the one that is kept.
     """
     version = _nvrtc_version()
     text = source.read_bytes()
@@ -96,7 +112,7 @@ def compiled(source: Path, architecture: str) -> bytes:
     cache = Path(service.split(":")[0]) if service else platformdirs.user_cache_path("superlens", appauthor=False)
     folder = cache / "kernels"
     path = folder / f"{source.stem}-{key}-{architecture}-cuda{version}.cubin"
-    if path.is_file():
+    if path.is_file() and not anew:
         return path.read_bytes()
     cubin = _compile(text, source.name, architecture, version)
     log.info("compiled %s for %s with NVRTC %s", source.name, architecture, version)
@@ -112,12 +128,19 @@ def _nvrtc_version() -> str:
     try:
         _, major, minor = nvrtc.nvrtcVersion()
     except RuntimeError as exc:  # cuda-bindings looks for the library at the first call
-        raise EngineError(
-            "There is no compiler for the GPU's kernels, libnvrtc.so. Install it: on a Jetson "
-            "'apt install cuda-nvrtc-12-6' (JetPack 6) or 'cuda-nvrtc-13-0' (JetPack 7), elsewhere "
-            f"'pip install cuda-bindings[all]'. ({exc})"
-        ) from exc
+        raise EngineError(f"There is no compiler for the GPU's kernels, libnvrtc.so. {_remedy()} ({exc})") from exc
     return f"{major}.{minor}"
+
+
+def _remedy() -> str:
+    """How to get the compiler of the driver's own CUDA: a driver may refuse what that of a later one makes."""
+    version = checked(driver.cuDriverGetVersion(), "the driver does not say its version")  # 1000 major + 10 minor
+    major = version // 1000
+    package = f"nvidia-cuda-nvrtc-cu{major}" if major < 13 else f"nvidia-cuda-nvrtc=={major}.*"
+    return (
+        f"Install that of the driver's CUDA {major}.{version % 1000 // 10}: on a Jetson 'apt install cuda-nvrtc-12-6' "
+        f"(JetPack 6) or 'cuda-nvrtc-13-0' (JetPack 7), elsewhere pip install '{package}'."
+    )
 
 
 def _compile(text: bytes, name: str, architecture: str, version: str) -> bytes:
