@@ -1,16 +1,46 @@
-"""The trigger line to the camera: one pulse a call, counted."""
+"""The trigger line to the camera: one pulse a call, counted, and answered by the camera where it is wired to answer."""
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from .errors import LinkError, OutOfRangeError, RefusedError
+from . import gpio
+from .boards import find_chip, line_of
+from .errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError
 
 if TYPE_CHECKING:
     from .simulator import Simulator
+
+log = logging.getLogger(__name__)
+
+# So many pulses are remembered: a day of scans.
+LEDGER = 1_000_000
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """One pulse of the ledger.
+
+    Attributes
+    ----------
+    index : int
+        How many came before it.
+    t_ns : int
+        When the line was raised, monotonic, ns. Of a train: when it was due.
+    exposed_ns : int or None
+        When the camera said that it exposes; None where it is not wired to, or did not.
+    """
+
+    index: int
+    t_ns: int
+    exposed_ns: int | None = None
 
 
 class Output(Protocol):
@@ -23,72 +53,215 @@ class Output(Protocol):
         """Make it inactive."""
 
     def close(self) -> None:
+        """Give it back, inactive."""
+
+
+@runtime_checkable
+class PulseMaker(Protocol):
+    """An output that times its pulses by itself: `gpio.TimedOutput`."""
+
+    def train(self, count: int, *, period_s: float, width_s: float) -> None:
+        """Make `count` pulses; they are over when this returns."""
+
+    def close(self) -> None:
+        """Give it back, inactive."""
+
+
+class Input(Protocol):
+    """A digital input, such as gpiozero's DigitalInputDevice."""
+
+    is_active: bool
+    when_activated: Callable[[], None] | None
+
+    def close(self) -> None:
         """Give it back."""
 
 
+class ExposureLine:
+    """The camera's exposure-active output: its rising edges are remembered, so that a short one is not missed.
+
+    Parameters
+    ----------
+    line : Input
+        Owned from now on.
+    clock_ns : callable
+        Monotonic, ns.
+    """
+
+    def __init__(self, line: Input, *, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._line, self._clock_ns = line, clock_ns
+        self._rose = threading.Event()
+        self._rose_ns = 0
+        self.edges = 0
+        line.when_activated = self._rise
+
+    def _rise(self) -> None:
+        if not self._rose.is_set():
+            self._rose_ns = self._clock_ns()
+        self.edges += 1
+        self._rose.set()
+
+    def expect(self) -> None:
+        """From now on an edge counts (RefusedError: it still exposes, and would not take a trigger)."""
+        if self._line.is_active:
+            raise RefusedError(
+                "the camera still exposes, and would miss this trigger: wait for its frame, or shorten its exposure"
+            )
+        self._rose.clear()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """When the exposure began, monotonic ns; None if it did not in time."""
+        return self._rose_ns if self._rose.wait(timeout_s) else None
+
+    def close(self) -> None:
+        """Give the line back."""
+        self._line.when_activated = None
+        self._line.close()
+
+
 class TriggerLine:
-    """A digital output that fires the camera. `open_trigger` makes one; `fire` from one thread at a time.
+    """A digital output that fires the camera. `open_trigger` makes one; safe to use from several threads.
 
     A pulse made by sleeping is as long as the scheduler likes (some ms at times), so the camera has to be set to start
     on the edge and to time its exposure itself.
 
     Parameters
     ----------
-    output : Output
+    output : Output or PulseMaker
         Owned from now on, inactive.
     pulse_s : float
         How long a pulse is at least, seconds.
-
-    Attributes
-    ----------
-    fired : int
-        Pulses since it was opened.
+    exposure : ExposureLine, optional
+        Owned from now on. With it, `fire` returns when the camera has begun to expose.
+    exposure_timeout_s : float
+        How long after the pulse that may take.
+    clock_ns : callable
+        Monotonic, ns.
     """
 
-    def __init__(self, output: Output, *, pulse_s: float = 1e-3) -> None:
-        self.fired = 0
-        self._output, self._pulse_s = output, pulse_s
+    def __init__(
+        self,
+        output: Output | PulseMaker,
+        *,
+        pulse_s: float = 1e-3,
+        exposure: ExposureLine | None = None,
+        exposure_timeout_s: float = 0.1,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._output, self._pulse_s, self._clock_ns = output, pulse_s, clock_ns
+        self._exposure, self._exposure_timeout_s = exposure, exposure_timeout_s
+        self._fired = 0
+        self._ledger: deque[Pulse] = deque(maxlen=LEDGER)
         self._lock = threading.Lock()
         self._closed = False
 
+    @property
+    def fired(self) -> int:
+        """Pulses since it was opened."""
+        return self._fired
+
+    @property
+    def pulses(self) -> tuple[Pulse, ...]:
+        """The ledger, oldest first."""
+        with self._lock:
+            return tuple(self._ledger)
+
     def fire(self) -> None:
-        """Make one pulse; it is over when this returns.
+        """Make one pulse; it is over, and the camera exposes where it can say so, when this returns.
 
         Raises
         ------
+        RefusedError
+            The camera still exposes; no pulse was made.
+        LinkTimeoutError
+            The camera did not begin to expose: the pulse stands in the ledger without an exposure.
         LinkError
-            The line is closed.
+            The line is closed, or failed.
         """
         with self._lock:
-            if self._closed:
-                raise LinkError("the trigger line is closed: open it again")
-            try:
-                self._output.on()
-                self.fired += 1
-                time.sleep(self._pulse_s)
-            finally:
-                self._output.off()
+            self._check_open()
+            if self._exposure is not None:
+                self._exposure.expect()
+            t_ns = self._clock_ns()
+            self._pulse()
+            exposed_ns = None if self._exposure is None else self._exposure.wait(self._exposure_timeout_s)
+            self._enter(t_ns, exposed_ns)
+            if self._exposure is not None and exposed_ns is None:
+                raise LinkTimeoutError(
+                    f"the camera did not begin to expose within {self._exposure_timeout_s:g} s of trigger "
+                    f"{self._fired - 1}: is it armed, set to this trigger, wired? (pinmux on a Jetson)"
+                )
+
+    def train(self, count: int, *, period_s: float) -> None:
+        """Make `count` pulses, one each `period_s`, timed by the output itself; they are over when this returns.
+
+        Raises
+        ------
+        RefusedError
+            This output makes single pulses only (open it with ``timed=True``).
+        OutOfRangeError
+            No train.
+        LinkError
+            The line is closed, or failed.
+        """
+        if count < 1 or not (math.isfinite(period_s) and period_s >= 2 * self._pulse_s):
+            raise OutOfRangeError(
+                f"a train of {count} pulses each {period_s} s: expected at least one, and twice the pulse of "
+                f"{self._pulse_s:g} s"
+            )
+        with self._lock:
+            self._check_open()
+            if not isinstance(self._output, PulseMaker):
+                raise RefusedError("this trigger output makes single pulses only: open it with timed=True")
+            began_ns = self._clock_ns()
+            self._output.train(count, period_s=period_s, width_s=self._pulse_s)
+            for number in range(count):
+                self._enter(began_ns + round(number * period_s * 1e9), None)
+
+    def _pulse(self) -> None:
+        if isinstance(self._output, PulseMaker):
+            self._output.train(1, period_s=2 * self._pulse_s, width_s=self._pulse_s)
+            return
+        try:
+            self._output.on()
+            time.sleep(self._pulse_s)
+        finally:
+            self._output.off()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LinkError("the trigger line is closed: open it again")
+
+    def _enter(self, t_ns: int, exposed_ns: int | None) -> None:
+        self._ledger.append(Pulse(self._fired, t_ns, exposed_ns))
+        self._fired += 1
 
     def close(self) -> None:
-        """Give the line back. Idempotent."""
+        """Give the lines back. Idempotent."""
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._output.close()
+                if self._exposure is not None:
+                    self._exposure.close()
 
 
 class SimulatedTriggerLine:
-    """Asks the simulated controller for the pulse, so that camera and stage agree about the pose.
-
-    Attributes
-    ----------
-    fired : int
-        Pulses since it was made.
-    """
+    """Asks the simulated controller for the pulse, so that camera and stage agree about the pose."""
 
     def __init__(self, simulator: Simulator) -> None:
-        self.fired = 0
         self._simulator: Simulator | None = simulator
+        self._ledger: list[Pulse] = []
+
+    @property
+    def fired(self) -> int:
+        """Pulses since it was made."""
+        return len(self._ledger)
+
+    @property
+    def pulses(self) -> tuple[Pulse, ...]:
+        """The ledger, oldest first."""
+        return tuple(self._ledger)
 
     def fire(self) -> None:
         """Make one pulse; it has reached the camera when this returns.
@@ -100,73 +273,74 @@ class SimulatedTriggerLine:
         """
         if self._simulator is None:
             raise LinkError("the trigger line is closed: open it again")
+        t_ns = time.monotonic_ns()
         self._simulator.pulse()
-        self.fired += 1
+        self._ledger.append(Pulse(len(self._ledger), t_ns))
 
     def close(self) -> None:
         """Give the line back. Idempotent."""
         self._simulator = None
 
 
-def open_trigger(*, chip: int, pin: int, pulse_s: float = 1e-3) -> TriggerLine:
+def open_trigger(
+    *,
+    chip: int | None = None,
+    pin: int | None = None,
+    board: str | None = None,
+    pulse_s: float = 1e-3,
+    timed: bool = False,
+    exposure_pin: int | None = None,
+    exposure_timeout_s: float = 0.1,
+) -> TriggerLine:
     """Open a line of a GPIO chip as an output, low.
 
     Parameters
     ----------
     chip, pin : int
-        ``/dev/gpiochip<chip>`` and the offset of the line on it (`gpioinfo` lists both), not a pin of the header.
+        Without a board, ``/dev/gpiochip<chip>`` and the offset of the line on it (`gpioinfo` lists both).
+    board : str, optional
+        One of `boards.BOARDS`: then `pin` is a pin of its header, and there is no chip to give.
     pulse_s : float
         How long a pulse is at least, seconds.
+    timed : bool
+        Let lgpio time the pulses in its own thread, instead of sleeping in this one; it can also make trains.
+    exposure_pin : int, optional
+        Where the camera's exposure-active output is wired to, counted as `pin` is: `fire` waits for it.
+    exposure_timeout_s : float
+        For so long.
 
     Raises
     ------
     OutOfRangeError
-        A negative number.
+        Numbers that make no sense, or a pin that is no GPIO.
     RefusedError
         gpiozero or lgpio is not installed.
     LinkError
         There is no such chip or line, or it is in use.
     """
-    if chip < 0 or pin < 0 or not pulse_s > 0:
+    if pin is None or (chip is None) == (board is None):
+        raise OutOfRangeError("a trigger line needs a pin, and either its chip or its board")
+    numbers = [number for number in (chip, pin, exposure_pin) if number is not None]
+    if min(numbers) < 0 or not (0 < pulse_s < math.inf and 0 < exposure_timeout_s < math.inf):
         raise OutOfRangeError(
-            f"trigger chip {chip}, pin {pin}, pulse {pulse_s} s: expected numbers that are not negative"
+            f"trigger chip {chip}, pins {pin} and {exposure_pin}, pulse {pulse_s} s, time-out {exposure_timeout_s} s: "
+            "expected numbers that are not negative"
         )
+    if exposure_pin == pin:
+        raise OutOfRangeError(f"pin {pin} cannot be the trigger and the exposure at once")
+
+    # What needs no hardware is refused first, then a missing library, then what is not there.
+    wired = [_line(board, number) for number in (pin, exposure_pin) if number is not None]
+    gpio.check_installed()
+    places = [(find_chip(label) if chip is None else chip, line) for label, line in wired]
+    output: Output | PulseMaker = gpio.TimedOutput.open(*places[0]) if timed else gpio.open_output(*places[0])
     try:
-        import lgpio
-        from gpiozero import OutputDevice
-        from gpiozero.exc import GPIOZeroError
-        from gpiozero.pins import PinInfo
-        from gpiozero.pins.lgpio import LGPIOFactory
-    except ImportError as exc:
-        raise RefusedError(
-            f"the trigger line needs gpiozero and lgpio ({exc}): run pip install 'superlens[jetson]'"
-        ) from exc
+        exposure = ExposureLine(gpio.open_input(*places[1])) if len(places) > 1 else None
+        return TriggerLine(output, pulse_s=pulse_s, exposure=exposure, exposure_timeout_s=exposure_timeout_s)
+    except BaseException:
+        output.close()
+        raise
 
-    class Lines:
-        """All lines of a chip by their offsets: gpiozero knows no board but the Raspberry Pi, and its pins."""
 
-        def find_pin(self, name: int | str) -> Iterator[tuple[None, Any]]:
-            number = int(str(name).removeprefix("GPIO"))
-            label = f"GPIO{number}"
-            yield None, PinInfo(number, label, frozenset({label}), "", 0, 0, frozenset({"gpio"}))
-
-    class ChipFactory(LGPIOFactory):  # type: ignore[misc]
-        def _get_board_info(self) -> Lines:
-            return Lines()
-
-    class Line(OutputDevice):  # type: ignore[misc]
-        def close(self) -> None:
-            super().close()
-            factory.close()  # the chip, and gpiozero's memory of its pins
-
-    try:
-        factory = ChipFactory(chip=chip)
-        try:
-            return TriggerLine(Line(pin, pin_factory=factory), pulse_s=pulse_s)
-        except BaseException:
-            factory.close()
-            raise
-    except (GPIOZeroError, lgpio.error, OSError) as exc:
-        raise LinkError(
-            f"no line {pin} on /dev/gpiochip{chip} ({exc}): check the numbers, the group gpio, the pinmux"
-        ) from exc
+def _line(board: str | None, number: int) -> tuple[str, int]:
+    return ("", number) if board is None else line_of(board, number)
