@@ -81,6 +81,8 @@ class Mover:
     ----------
     ready : bool
         A move will move: the servo was closed knowingly, and nothing has happened since.
+    began_s : float
+        When the last motion had been commanded, on the clock.
     slew_um_s : float
         What the set point moves by, for waiting and not for safety.
     """
@@ -96,6 +98,7 @@ class Mover:
     ) -> None:
         self.controller, self.guard = controller, guard
         self.ready = False
+        self.began_s = clock()
         self.slew_um_s = 1e9
         # Where the last move ended and what was commanded; None when anything may have happened since.
         self._rested_um: PositionUm | None = None
@@ -185,16 +188,27 @@ class Mover:
             self.ask(
                 lambda: self.controller.set("MOV", command_um, before_sending=lambda: self._check_stopped(last_stop))
             )
+            self.began_s = self._clock()
             measured_um = self._settle(target_um, last_stop, timeout_s, furthest_um / self.slew_um_s)
         if self._last_stop is last_stop:
             self._rested_um, self._held_um = measured_um, target_um
         return measured_um
 
-    def run(self, start: bytes, done: Callable[[], bool], last_stop: object, timeout_s: float, what: str) -> None:
-        """Send a command that moves the stage by itself, and wait until it is done. `alone` is held."""
+    def run(
+        self,
+        start: bytes,
+        done: Callable[[], bool],
+        last_stop: object,
+        timeout_s: float,
+        what: str,
+        *,
+        ends_um: PositionUm | None = None,
+    ) -> None:
+        """Send a command that moves the stage by itself, wait until it is done, and at rest. `alone` is held."""
         self.forget()
         with self.stopping_on_errors(last_stop):
             self.ask(lambda: self.controller.command(start, before_sending=lambda: self._check_stopped(last_stop)))
+            self.began_s = self._clock()
             deadline_s = self._clock() + timeout_s
             while not self.ask(done):
                 self._check_stopped(last_stop)
@@ -202,6 +216,8 @@ class Mover:
                     raise LinkTimeoutError(f"{what} is not over within {timeout_s:g} s: it is stopped now")
                 self._sleep(POLL_S)
             self._check_stopped(last_stop)
+            if ends_um is not None:
+                self._settle(ends_um, last_stop, timeout_s, 0.0)
 
     @contextmanager
     def stopping_on_errors(self, last_stop: object) -> Iterator[None]:

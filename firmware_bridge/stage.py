@@ -6,8 +6,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 from . import gcs
 from .controller import Controller
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .simulator import Simulator
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class PztStage:
@@ -120,8 +122,8 @@ class PztStage:
         return self._mover.agreed("MOV?")
 
     def velocity_um_s(self) -> PositionUm:
-        """The velocities of the axes. Errors as in `position_um`."""
-        return self._mover.ask(lambda: self.controller.read("VEL?"))[0]
+        """The velocities of the axes, read until two readings are the same. Errors as in `position_um`."""
+        return self._mover.agreed("VEL?")
 
     def on_target(self) -> bool:
         """Whether the controller sees all axes settled on their targets. Errors as in `position_um`."""
@@ -355,8 +357,17 @@ class PztStage:
                 "the servo is off, the stage would not move: lift the sphere, then enable it (servo_on(), enable_servo)"
             )
 
-    def run(self, start: bytes, done: Callable[[], bool], *, through: Box, timeout_s: float, what: str) -> None:
-        """Send a command that moves the stage by itself, such as a wave generator's, and wait until it is done.
+    def run(
+        self,
+        start: bytes,
+        done: Callable[[], bool],
+        *,
+        through: Iterable[PositionUm],
+        ends_um: PositionUm,
+        timeout_s: float,
+        what: str,
+    ) -> None:
+        """Send a command that moves the stage by itself, such as a wave generator's; at rest when this returns.
 
         Parameters
         ----------
@@ -364,8 +375,10 @@ class PztStage:
             The command.
         done : callable
             Asks the controller.
-        through : Box
-            Where it will go; checked as a move to either corner is.
+        through : iterable of PositionUm
+            Where it will go; checked as a move to each of them is.
+        ends_um : PositionUm
+            Where it will rest.
         timeout_s : float
             Then it is stopped, seconds.
         what : str
@@ -376,13 +389,23 @@ class PztStage:
         FirmwareError
             As in `move_to`.
         """
-        for corner_um in through:
-            self.check_target(corner_um)
+        through = [*through, ends_um]
+        for at_um in through:
+            self.check_target(at_um)
         with self._mover.alone():
             last_stop = self._mover.last_stop
-            for corner_um in through:
-                self._check_way(corner_um)
-            self._mover.run(start, done, last_stop, timeout_s, what)
+            for at_um in through:
+                self._check_way(at_um)
+            self._mover.run(start, done, last_stop, timeout_s, what, ends_um=ends_um)
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """Ask `controller` something, so that the interlock hears of the answer, or of nobody being there."""
+        return self._mover.ask(question)
+
+    @property
+    def began_s(self) -> float:
+        """When the last motion had been commanded, on the stage's clock (`time.monotonic`)."""
+        return self._mover.began_s
 
     def _clear_error(self) -> None:
         # What was latched while nobody could ask is not to be taken for the answer to the next command.

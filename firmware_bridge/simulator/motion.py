@@ -235,7 +235,7 @@ class PiezoMotion:
         """Send the set point, from where it is, to another target."""
         from_um = self.set_point_um(now_s)
         arrives_s = now_s + abs(target_um - from_um) / slew_um_s
-        way = [Ramp(now_s, arrives_s, from_um, math.copysign(slew_um_s, target_um - from_um))] * (arrives_s > now_s)
+        way = [Ramp(now_s, arrives_s, from_um, math.copysign(slew_um_s, target_um - from_um))] * bool(arrives_s > now_s)
         self.follow(now_s, iter([*way, Ramp(arrives_s, math.inf, target_um)]))
 
     def follow(self, now_s: float, path: Iterator[Ramp]) -> None:

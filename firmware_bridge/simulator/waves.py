@@ -117,9 +117,9 @@ class Run:
                             self.at_s(cycle, first), self.at_s(cycle, end - 1), values[first], rise / self.step_s
                         )
                     first, rise = end - 1, 0.0
-                yield Ramp(self.at_s(cycle, first), self.at_s(cycle, end), values[first], rise / self.step_s)
+                yield Ramp(self.at_s(cycle, first), self.at_s(cycle, end), float(values[first]), rise / self.step_s)
             cycle += 1
-        yield Ramp(self.end_s, math.inf, values[-1])
+        yield Ramp(self.end_s, math.inf, float(values[-1]))
 
 
 @dataclass

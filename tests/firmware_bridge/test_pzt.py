@@ -237,7 +237,7 @@ OPENING = [
     (b"SAI?\n", b"1 \n2 \n3\n"),
     (b"TMN? 1 2 3\n" * 2, b"1=0 \n2=0 \n3=0\n" * 2),
     (b"TMX? 1 2 3\n" * 2, b"1=100 \n2=100 \n3=10\n" * 2),
-    (b"VEL? 1 2 3\n", b"1=1e6 \n2=1e6 \n3=1e6\n"),
+    (b"VEL? 1 2 3\n" * 2, b"1=1e6 \n2=1e6 \n3=1e6\n" * 2),
 ]
 MOV = b"MOV 1 10 2 20 3 5\nERR?\n"
 TARGET = PositionUm(10, 20, 5)
@@ -344,7 +344,7 @@ def test_an_e517_is_put_online_before_its_servo_is_closed(scripted):
             (b"SAI?\n", b"A \nB \nC\n"),
             (b"TMN? A B C\n" * 2, b"A=0 \nB=0 \nC=0\n" * 2),
             (b"TMX? A B C\n" * 2, b"A=100 \nB=100 \nC=10\n" * 2),
-            (b"VEL? A B C\n", b"A=1 \nB=1 \nC=1\n"),
+            (b"VEL? A B C\n" * 2, b"A=1 \nB=1 \nC=1\n" * 2),
             (b"POS? A B C\n", b"A=+0012.0000 \nB=1.25000E+01 \nC=3\n"),
             (b"ERR?\n", b"10\n"),
             (b"TPC?\n", b"3\n"),

@@ -195,7 +195,7 @@ def test_a_bad_target_costs_no_byte(target):
         with pytest.raises(OutOfRangeError, match="target"):
             stage.move_to(PositionUm(*target))
         with pytest.raises(OutOfRangeError, match="target"):
-            stage.run(b"WGO 1 1\n", lambda: True, through=Box(TARGET, PositionUm(*target)), timeout_s=1, what="a wave")
+            stage.run(b"WGO 1 1\n", bool, through=[PositionUm(*target)], ends_um=TARGET, timeout_s=1, what="a wave")
         assert tap.sent == sent
 
 
@@ -292,7 +292,7 @@ READING = [
     (b"SAI?\n", b"1 \n2 \n3\n"),
     (b"TMN? 1 2 3\n" * 2, b"1=0 \n2=0 \n3=0\n" * 2),
     (b"TMX? 1 2 3\n" * 2, b"1=100 \n2=100 \n3=10\n" * 2),
-    (b"VEL? 1 2 3\n", b"1=1 \n2=1 \n3=1\n"),
+    (b"VEL? 1 2 3\n" * 2, b"1=1 \n2=1 \n3=1\n" * 2),
 ]
 OPENING = [(b"*IDN?\n", b"PI, E-727, 1, 2\n"), *READING, (b"SVO? 1 2 3\n", b"1=1 \n2=1 \n3=1\n")]
 HERE = (b"POS? 1 2 3\n" * 2, b"1=50 \n2=50 \n3=5\n" * 2)

@@ -1,0 +1,112 @@
+"""Fly lines over the simulated controllers: pulses fall where the plan says, and everything is accounted for."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from firmware_bridge.errors import FirmwareError, LinkError, OutOfRangeError, RefusedError
+from firmware_bridge.flying import fly
+from firmware_bridge.lines import FlyLine, raster
+from firmware_bridge.outputs import TriggerOutput
+from firmware_bridge.pzt import PositionUm, open_stage
+from firmware_bridge.recording import reconcile
+from firmware_bridge.simulator import Simulator
+
+LINE = FlyLine(PositionUm(40, 50, 5), axis=0, step_um=2.0, count=6, velocity_um_s=200.0, exposure_s=0.001)
+NOISE_PP_UM = 0.003
+WAYS = [("e727", False), ("e727", True), ("e517", True)]
+
+
+@pytest.fixture(params=WAYS, ids=["e727 velocity", "e727 wave", "e517 wave"])
+def flight(request):
+    """An open stage, what it is flown by, and the pulses that came: (t_ns, pose)."""
+    profile, by_wave = request.param
+    simulator = Simulator(profile)
+    pulses = []
+    with open_stage("sim:", simulator=simulator, velocity_um_s=2000) as stage:
+        simulator.on_pulse(lambda _, t_ns, pose_um: pulses.append((t_ns, pose_um)))
+        yield stage, by_wave, pulses
+
+
+def wait_for(pulses, count):
+    deadline_s = time.monotonic() + 2.0
+    while len(pulses) < count and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("direction", [1, -1], ids=["forwards", "backwards"])
+def test_a_line_has_a_pulse_for_each_tile_where_it_should_be_and_no_other(flight, direction):
+    stage, by_wave, pulses = flight
+    (line,) = raster(LINE, lines=1, pitch_um=0)
+    if direction < 0:
+        _, line = raster(LINE, lines=2, pitch_um=0, meander=True, offset_um=(0, 0))
+    flown = fly(stage, line, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+    wait_for(pulses, line.count)
+    assert len(pulses) == line.count
+    # a wave puts its pulses on points, and the stage lags behind it by 2 v / w
+    near_um = 0.5 if by_wave else 0.02
+    assert [pose.x for _, pose in pulses] == pytest.approx(line.pulses_um, abs=near_um)
+    # what the recorder says of the tiles is where the stage was in the middle of the exposures
+    tiles = [at + direction * line.velocity_um_s * line.exposure_s / 2 for at in line.pulses_um]
+    assert [tile.x for tile in flown.tiles_um] == pytest.approx(tiles, abs=0.05)
+    assert [tile.y for tile in flown.tiles_um] == pytest.approx([50] * line.count, abs=0.01)
+    account = reconcile(flown.due_s, [t_ns / 1e9 for t_ns, _ in pulses], triggers=len(pulses))
+    assert account.gap == ""
+    assert account.rows == line.count
+    assert stage.velocity_um_s() == (2000, 2000, 2000)
+
+
+def test_after_a_line_no_pulse_falls(flight):
+    stage, by_wave, pulses = flight
+    fly(stage, LINE, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+    wait_for(pulses, LINE.count)
+    stage.move_to(PositionUm(20, 50, 5))
+    stage.move_to(PositionUm(70, 50, 5))
+    assert len(pulses) == LINE.count
+
+
+def test_a_frame_that_was_lost_is_named(flight):
+    stage, by_wave, pulses = flight
+    flown = fly(stage, LINE, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+    wait_for(pulses, LINE.count)
+    frames_s = [t_ns / 1e9 for t_ns, _ in pulses]
+    del frames_s[2]
+    account = reconcile(flown.due_s, frames_s, triggers=len(pulses))
+    assert account.gap == "no frame for tile 2"
+
+
+def test_a_line_that_leaves_the_travel_is_refused_before_anything_moves(flight):
+    stage, by_wave, _ = flight
+    before = stage.simulator.pose_um()
+    line = FlyLine(PositionUm(97, 50, 5), 0, 1.0, 3, 100.0, 0.001)
+    with pytest.raises(OutOfRangeError, match="outside the limits"):
+        fly(stage, line, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+    assert stage.simulator.pose_um() == before
+
+
+def test_a_line_that_goes_wrong_leaves_no_pulses_and_no_slow_stage_behind(flight):
+    stage, by_wave, pulses = flight
+    stage.simulator.faults.inject("garbage", only="#9" if by_wave else "#5", after=0 if by_wave else 2)
+    with pytest.raises(FirmwareError):
+        fly(stage, LINE, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+    stage.simulator.faults.clear()
+    assert stage.velocity_um_s() == (2000, 2000, 2000)
+    count = len(pulses)
+    stage.move_to(PositionUm(20, 50, 5))
+    stage.move_to(PositionUm(70, 50, 5))
+    assert len(pulses) == count
+
+
+def test_an_e517_flies_by_its_wave_generator_only():
+    with open_stage("sim:e517") as stage, pytest.raises(RefusedError, match="wave generator"):
+        fly(stage, LINE, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM)
+
+
+def test_a_pulled_cable_ends_a_line(flight):
+    stage, by_wave, _ = flight
+    stage.simulator.faults.inject("unplug", only="DRR?")
+    with pytest.raises(LinkError):
+        fly(stage, LINE, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+    assert not stage.ready
