@@ -17,15 +17,16 @@ from pathlib import Path
 
 import platformdirs
 
-from edge import pipeline
+from edge import handover, pipeline
 from edge.config import Config
 from edge.engine.builder import BuildProgress
-from edge.errors import BusyError, EdgeError
+from edge.errors import BusyError, EdgeError, EngineError
 from edge.instrument import Instrument, open_instrument
 from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, plan_scan, save_shot, scan_job
-from edge.observe import observe, observe_stage, utc_now, warnings
+from edge.observe import observe, observe_stage, warnings
+from edge.problems import Notice, Problems
 from edge.scan import ScanPlan
-from edge.status import Problem, RunState, Severity, StageStatus, Status, StatusBoard
+from edge.status import RunState, StageStatus, Status, StatusBoard
 from firmware_bridge.errors import FirmwareError, StoppedError
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,9 @@ class Daemon:
         self._starting = threading.Lock()  # held while the instrument is opened or a job is begun
         self._stopping = threading.Lock()  # guards the next two lines
         self._stops = 0
+        self._resume: int | None = None  # an endless live view was broken off by its engine, after so many stops
         self._beating = threading.Lock()
-        self._problems: dict[str, Problem] = {}
+        self._problems = Problems()
         self._start_error: str | None = None
         self._stage: StageStatus | None = None
         self._begun_ns = time.monotonic_ns()
@@ -84,8 +86,8 @@ class Daemon:
             self._starting.release()
 
     def _opened(self) -> Instrument:
-        """The open instrument; a stage that stopped answering is closed and opened anew."""
-        if self.instrument is not None and "stage" not in self._problems:
+        """The open instrument; one whose stage or engine is gone is closed and opened anew."""
+        if self.instrument is not None and "stage" not in self._problems and not self.instrument.broken:
             self._take_over()
             return self.instrument
         if self.instrument is not None:
@@ -95,12 +97,12 @@ class Daemon:
             self.instrument = open_instrument(self.config, progress=self._note_build, cancelled=self._quit)
         except (EdgeError, FirmwareError) as exc:
             self._start_error = str(exc)
-            self._problems.pop("engine", None)  # none is being made any more
+            self._problems.put("engine", None)  # none is being made any more
             self.beat()
             raise
         self._start_error = None
-        self._problems.pop("stage", None)
-        self._problems.pop("engine", None)
+        self._problems.put("stage", None)
+        self._problems.put("engine", None)
         if self.instrument.making is not None:
             self.instrument.making.start()
         simulated = ", ".join(self.instrument.simulated)
@@ -225,7 +227,7 @@ class Daemon:
             self._switch()
             self.beat()
             self._alive()
-            if until_job_ends and ended:
+            if until_job_ends and ended and not self.running and self._resume is None:
                 break
 
     @property
@@ -262,15 +264,12 @@ class Daemon:
             status = self._status()
             found = warnings(status)
             for key in ("slow", "disk"):
-                if key in found:
-                    self._report(key, *found[key], severity="warning")
-                else:
-                    self._problems.pop(key, None)
-            self.board.publish(status.model_copy(update={"problems": tuple(self._problems.values())}))
+                self._problems.put(key, Notice(*found[key], "warning") if key in found else None)
+            self.board.publish(status.model_copy(update={"problems": self._problems.all()}))
 
     def _lose_stage(self, error: FirmwareError) -> None:
         """A fault until a person starts again, which opens the stage anew: where it is, nobody knows."""
-        self._report("stage", "The stage does not answer", f"{error} Then start again.")
+        self._problems.put("stage", Notice("The stage does not answer", f"{error} Then start again."))
         if self._stage is not None:
             self._stage = self._stage.model_copy(update={"on_target": None, "error": str(error)})
         if self.job is not None:
@@ -278,57 +277,60 @@ class Daemon:
 
     def _note_build(self, progress: BuildProgress) -> None:
         """An engine is made before anything can run; the page says so."""
-        self._report("engine", "An engine is being made", _words(progress), severity="note")
+        self._problems.put("engine", handover.being_made(progress))
         self.beat()
         self._alive()
 
     def _switch(self) -> None:
-        """Let an engine that was made meanwhile take over: between two live views, or before what comes next.
+        """Let an engine that was made meanwhile take over: between two live views, or before what comes next. Begin a
+        live view again that its engine broke off, once another stands in.
 
         A scan, and a live view of so many frames, are left as they began.
         """
         instrument, job = self.instrument, self.job
-        if instrument is None or instrument.making is None:
+        if instrument is None:
             return
         making = instrument.making
-        if not making.done:
-            words = f"{_words(making.progress)} Then it takes over by itself."
-            self._report("engine", f"{_what_runs(instrument)} while an engine is made", words, severity="note")
-            return
+        if making is not None and not making.done:
+            self._problems.put("engine", handover.made_meanwhile(instrument))
         try:
-            if making.failure is None and self.running and job is not None and job.endless:
-                self._begin(lambda opened: live_job(opened, self.board), instead_of_live=True, only_then=True)
-            else:
-                with self._one_start():
-                    self._take_over()
+            if self._resume is not None and not self.running:
+                if instrument.broken or self._resume != self._stops:
+                    self._resume = None
+                else:
+                    self._begin(lambda opened: live_job(opened, self.board), stops=self._resume)
+            elif making is not None and making.done:
+                if making.failure is None and self.running and job is not None and job.endless:
+                    self._begin(lambda opened: live_job(opened, self.board), instead_of_live=True, only_then=True)
+                else:
+                    with self._one_start():
+                        self._take_over()
         except (EdgeError, FirmwareError) as exc:  # somebody starts or stops something: at the next beat, then
-            log.debug("the engine that was made waits: %s", exc)
+            log.debug("the engine waits: %s", exc)
 
     def _take_over(self) -> None:
-        """Between two jobs, put the engine that was made in the place of the one that stood in for it."""
+        """Between two jobs, the engine that was made; that none could be made is said at once."""
         instrument = self.instrument
         if instrument is None or instrument.making is None or not instrument.making.done:
             return
-        making, failure = instrument.making, instrument.making.failure
-        if failure is not None:
-            instrument.making = None
-            words = f"{failure or type(failure).__name__} Restart the program to try again."
-            self._report("engine", f"{_what_runs(instrument)}: no engine could be made", words, severity="warning")
-            log.error(
-                "no engine could be made: %s", failure, exc_info=None if isinstance(failure, EdgeError) else failure
-            )
-        elif not self.running:
-            instrument.adopt(making.made())
-            self._problems.pop("engine", None)
-            log.info("%s takes over", _what_runs(instrument))
+        if self.running and instrument.making.failure is None:
+            return
+        self._problems.put("engine", handover.take_over(instrument))
 
     def _begin(
-        self, make_job: Callable[[Instrument], Job], *, instead_of_live: bool = False, only_then: bool = False
+        self,
+        make_job: Callable[[Instrument], Job],
+        *,
+        instead_of_live: bool = False,
+        only_then: bool = False,
+        stops: int | None = None,
     ) -> None:
-        """Begin a job; ``only_then``: if there is a live view for it to replace that nobody is stopping."""
+        """Begin a job; ``only_then``: if there is a live view for it to replace that nobody is stopping; ``stops``: if
+        nobody pressed STOP since there were so many.
+        """
         with self._one_start():
             with self._stopping:
-                stops = self._stops
+                stops = self._stops if stops is None else stops
                 live = self.job is not None and self.job.state is RunState.LIVE
                 wanted = self.running and self.job is not None and not self.job.stop.is_set()
             if only_then and not (live and wanted):
@@ -336,36 +338,50 @@ class Daemon:
             gives_way = instead_of_live and live
             if self.running and not gives_way:
                 raise BusyError("The instrument is busy with another job. Stop it first.")
-            job = make_job(self._opened())
+            instrument = self._opened()
+            job, engine = make_job(instrument), instrument.engine
+            refusal = None
             if gives_way and self.job is not None:
                 self.job.end()
                 self._join(timeout_s=FRAME_TIMEOUT_S)
-                if job.state is RunState.LIVE:  # a scan has written into its folder what enhances it
+                if self.running:
+                    refusal = f"The live view has not ended within {FRAME_TIMEOUT_S:g} s. Wait for its end."
+                elif job.state is RunState.LIVE:
                     self._take_over()
-            job.thread = threading.Thread(target=self._run, args=(job,), name="job", daemon=True)
-            self.board.clear_preview()
-            self._problems.pop("job", None)
+                elif instrument.engine is not engine or instrument.broken:  # the scan's files name the one before
+                    refusal = "The engine failed while the job was being started."
+            job.thread = threading.Thread(target=self._run, args=(job, instrument, stops), name="job", daemon=True)
             with self._stopping:
-                begins = self._stops == stops and not self._quit.is_set()
-                if begins:
+                if self._stops != stops or self._quit.is_set():
+                    refusal = "STOP was pressed while the job was being started."
+                if refusal is None:
+                    self.board.clear_preview()
+                    self._problems.put("job", None)
+                    self._resume = None
                     self.job = job
                     job.thread.start()
-        if not begins:
+        if refusal is not None:
             if job.recorder is not None:
                 job.recorder.close()
-            raise BusyError("STOP was pressed while the job was being started. Start it again if it is wanted.")
+            raise BusyError(f"{refusal} Start it again if it is wanted.")
         log.info("%s begins", job.state.value)
         self.beat()
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: Job, instrument: Instrument, stops: int) -> None:
         """The job thread. Whatever a job raises ends here, once, and is shown."""
         try:
-            job.work(job)
+            try:
+                job.work(job)
+            except EngineError as exc:
+                if instrument.engine.backend == "tensorrt" and instrument is self.instrument:
+                    self._problems.put("engine", handover.give_up(instrument, exc))
+                    self._resume = stops if job.endless and not instrument.broken else None
+                raise
         except StoppedError:
             log.info("the stage was stopped in mid-move")
         except Exception as exc:
             job.error = exc
-            self._report("job", f"{job.state.value} ended", str(exc) or type(exc).__name__)
+            self._problems.put("job", Notice(f"{job.state.value} ended", str(exc) or type(exc).__name__))
             log.error("%s ended: %s", job.state.value, exc, exc_info=not isinstance(exc, (EdgeError, FirmwareError)))
         else:
             log.info("%s ended after %d frames", job.state.value, job.meter.frames)
@@ -375,29 +391,14 @@ class Daemon:
         if job is not None and job.thread is not None and job.thread is not threading.current_thread():
             job.thread.join(timeout_s)
 
-    def _report(self, key: str, title: str, what_to_do: str, *, severity: Severity = "fault") -> None:
-        since_utc = self._problems[key].since_utc if key in self._problems else utc_now()
-        self._problems[key] = Problem(
-            key=key, severity=severity, title=title, what_to_do=what_to_do, since_utc=since_utc
-        )
-
     def _status(self) -> Status:
         return observe(
             self.config,
             self.instrument,
             self.job,
             stage=self._stage,
-            problems=list(self._problems.values()),
+            problems=self._problems.all(),
             start_error=self._start_error,
             begun_ns=self._begun_ns,
             data_dir=self.data_dir,
         )
-
-
-def _what_runs(instrument: Instrument) -> str:
-    return f"{instrument.engine.manifest.name} runs on {instrument.engine.backend} in {instrument.engine.precision}"
-
-
-def _words(progress: BuildProgress) -> str:
-    done = "" if progress.fraction is None else f", {100 * progress.fraction:.0f} of 100"
-    return f"{progress.model} for TensorRT, {progress.precision}: {progress.phase}{done}. It takes minutes."

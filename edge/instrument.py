@@ -23,7 +23,7 @@ from edge.engine.choice import Choice
 from edge.engine.prepare import Counts, raw_words
 from edge.errors import ConfigError
 from edge.frames import FramePool
-from edge.making import Made, Making, open_engine
+from edge.making import Made, Making, open_engine, stand_in
 from edge.pipeline import SLOTS
 from edge.sinks import field_disc
 from export.manifest import Manifest
@@ -39,6 +39,7 @@ class Instrument:
     simulated parts; ``field`` is the sphere's disc in the frame, None when the pixel size is unknown or no field is
     marked. ``shown`` is the model's output that is on view, and changes by :meth:`show`. ``choice`` says why a TensorRT
     engine, or the one in its place, is the one; ``making`` makes the one that is to take over, by :meth:`adopt`.
+    ``broken``: its engine failed and nothing stands in for it.
     """
 
     config: Config
@@ -53,6 +54,7 @@ class Instrument:
     choice: Choice | None
     making: Making | None
     _closing: ExitStack
+    broken: bool = False
 
     def show(self, output: str) -> None:
         """Put another output of the model on view, from the next picture on. From any thread.
@@ -69,6 +71,18 @@ class Instrument:
         before, self.making = self.engine, None
         self.engine, self.pool, self.choice = made
         before.close()
+
+    def stand_in(self, reason: str) -> None:
+        """Let the CPU run the model in the place of TensorRT, labelled. Only while no job runs.
+
+        Raises
+        ------
+        EdgeError
+            It cannot.
+        """
+        job = BuildJob(find_bundle(self.config.engine.model), self.counts)
+        self.adopt(stand_in(job, reason, SLOTS))
+        self.broken = False
 
     @property
     def counts(self) -> Counts:

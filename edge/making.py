@@ -62,12 +62,7 @@ class Making:
 
     def _make(self) -> Made:
         choice = choose(self._job, self._frames, progress=self._note, cancelled=self._cancelled)
-        engine = load_plan(self._job, choice.precision, self._job.plans)
-        try:
-            return Made(engine, engine.allocate(self._slots), choice)
-        except BaseException:
-            engine.close()
-            raise
+        return _with_slots(load_plan(self._job, choice.precision, self._job.plans), choice, self._slots)
 
     def _note(self, progress: BuildProgress) -> None:
         self.progress = progress
@@ -134,6 +129,19 @@ def open_engine(
         return *fall_back(job, reason), Making(job, frames, slots)
     choice = choose(job, frames, progress=progress, cancelled=cancelled)
     return load_plan(job, choice.precision, job.plans), choice, None
+
+
+def stand_in(job: Job, reason: str, slots: int) -> Made:
+    """The model on the CPU in the place of TensorRT, which ``reason`` keeps from running. EdgeError if it cannot."""
+    return _with_slots(*fall_back(job, reason), slots)
+
+
+def _with_slots(engine: Engine, choice: Choice, slots: int) -> Made:
+    try:
+        return Made(engine, engine.allocate(slots), choice)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def next_frames(camera: Camera, *, exposure_s: float) -> list[NDArray[Any]]:

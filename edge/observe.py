@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 from edge import __version__
@@ -15,6 +14,7 @@ from edge.engine.choice import Candidate
 from edge.instrument import Instrument
 from edge.jobs import Job
 from edge.meter import rss_mb
+from edge.problems import utc_now
 from edge.status import (
     AxisStatus,
     BuildStatus,
@@ -40,11 +40,6 @@ QUIET_S = 120.0
 LEAST_DISK_MB = 2000.0
 KEEPS_UP = 0.9
 """Share of the camera's frames below which the engine is said not to keep up."""
-
-
-def utc_now() -> str:
-    """Wall clock, for people and files; never for arithmetic."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def observe_stage(stage: PztStage) -> StageStatus:

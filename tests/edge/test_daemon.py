@@ -232,6 +232,33 @@ def test_a_scan_takes_the_place_of_the_live_view_but_not_of_a_scan(make: DaemonM
     assert Path(daemon.board.status().scan.folder).parent == daemon.data_dir / "scans"
 
 
+def test_nothing_begins_beside_a_live_view_that_does_not_end(
+    make: DaemonMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = make()
+    engine = daemon.open().engine
+    entered, go_on, infer = threading.Event(), threading.Event(), engine.infer
+
+    def hang(pixels: np.ndarray) -> Any:
+        entered.set()
+        assert go_on.wait(20)
+        return infer(pixels)
+
+    engine.infer = hang  # type: ignore[method-assign]
+    daemon.start_live()
+    live = daemon.job
+    assert entered.wait(10)
+    monkeypatch.setattr("edge.daemon.FRAME_TIMEOUT_S", 0.05)
+    with pytest.raises(BusyError, match=r"has not ended within 0\.05 s"):
+        daemon.start_scan_of(region_um=(20, 20), overlap=0.15)
+    assert daemon.job is live
+    assert live.running
+    (folder,) = (daemon.data_dir / "scans").iterdir()
+    assert json.loads((folder / "scan.json").read_text())["complete"] is False
+    go_on.set()
+    live.thread.join(10)
+
+
 def test_a_snapshot_is_two_files_that_say_what_they_are(make: DaemonMaker) -> None:
     daemon = make()
     with pytest.raises(EdgeError, match="Start the live view"):

@@ -68,6 +68,7 @@ class Workshop:
         self.go_on = threading.Event()
         self.frames: list[np.ndarray] = []
         self.closed: list[str] = []
+        self.fault: str | None = None
 
     def stored_choice(self, job: Job) -> Choice:
         if self.stored is None:
@@ -95,6 +96,14 @@ class Workshop:
         )
         if folder is not None:
             engine.backend = "tensorrt"
+            infer = engine.infer
+
+            def fail_or_infer(pixels: np.ndarray) -> Any:
+                if self.fault is not None:
+                    raise EngineError(self.fault)
+                return infer(pixels)
+
+            engine.infer = fail_or_infer  # type: ignore[method-assign]
         close = engine.close
         engine.close = lambda: (self.closed.append(engine.backend), close())[-1]  # type: ignore[method-assign]
         return engine
@@ -261,6 +270,143 @@ def test_a_failed_build_keeps_what_runs_and_the_page_says_what_and_why(
     (problem,) = status.problems
     assert (problem.severity, problem.title) == ("warning", "gain runs on openvino in f32: no engine could be made")
     assert str(failure) in problem.what_to_do
+
+
+LOST = "The GPU did not finish a frame: unspecified launch failure. The GPU is lost to this process."
+FULL = "The graph of a frame cannot be launched: CUDA_ERROR_OUT_OF_MEMORY. 3 of 8192 MB are free."
+
+
+def fail(daemon: Daemon, workshop: Workshop, fault: str) -> None:
+    """The GPU fails while a job runs; wait for the job's end."""
+    job = daemon.job
+    workshop.fault = fault
+    job.thread.join(20)
+    assert not job.running
+    assert str(job.error) == fault
+
+
+@pytest.mark.parametrize("fault", [LOST, FULL], ids=["device lost", "out of memory"])
+def test_a_gpu_that_fails_in_the_live_view_gives_way_to_the_cpu_labelled_and_the_view_goes_on(
+    make: Callable[..., Daemon], workshop: Workshop, fault: str
+) -> None:
+    workshop.stored = CHOICE
+    daemon = make()
+    daemon.start_live()
+    assert daemon.board.wait_preview(-1, timeout_s=10) is not None
+    first = daemon.job
+    fail(daemon, workshop, fault)
+    daemon._switch()
+    assert daemon.job is not first
+    assert daemon.board.wait_preview(-1, timeout_s=10) is not None
+    daemon.beat()
+    status = daemon.board.status()
+    assert (status.state, status.engine.backend, status.engine.fallback) == (RunState.LIVE, "openvino", True)
+    assert status.engine.note == f"OpenVINO runs in place of TensorRT: {fault}"
+    (problem,) = status.problems
+    assert (problem.key, problem.severity) == ("engine", "warning")
+    assert problem.title == "gain runs on openvino in f32: TensorRT failed"
+    assert problem.what_to_do == f"{fault} Restart the program to try the GPU again."
+    assert set(workshop.closed) == {"tensorrt"}
+
+
+def test_the_command_line_goes_on_on_the_cpu_too(make: Callable[..., Daemon], workshop: Workshop) -> None:
+    workshop.stored = CHOICE
+    daemon = make()
+    daemon.start_live()
+    waiting = threading.Thread(target=lambda: daemon.wait(until_job_ends=True))
+    waiting.start()
+    fail(daemon, workshop, LOST)
+    counter, status = daemon.board.wait_status(0, timeout_s=10)
+    while (status.state, status.engine.backend) != (RunState.LIVE, "openvino"):
+        counter, status = daemon.board.wait_status(counter, timeout_s=10)
+    assert waiting.is_alive()
+    daemon.stop()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_stop_after_the_gpu_failed_keeps_the_view_from_going_on(
+    make: Callable[..., Daemon], workshop: Workshop
+) -> None:
+    workshop.stored = CHOICE
+    daemon = make()
+    daemon.start_live()
+    job = daemon.job
+    fail(daemon, workshop, LOST)
+    daemon.stop()
+    daemon._switch()
+    daemon._switch()
+    assert daemon.job is job
+    assert not daemon.running
+
+
+@pytest.mark.parametrize("fault", [LOST, FULL], ids=["device lost", "out of memory"])
+def test_a_scan_whose_gpu_fails_ends_with_its_tiles_and_the_next_one_runs_on_the_cpu(
+    make: Callable[..., Daemon], workshop: Workshop, tmp_path: Path, fault: str
+) -> None:
+    workshop.stored = CHOICE
+    daemon = make()
+    plan = plan_scan(daemon.open(), region_um=(8, 8), overlap=0.15, settle_s=0)
+    daemon.start_scan(plan, tmp_path / "scan")
+    scan = daemon.job
+    while len(scan.recorder.tiles) < 2:
+        scan.thread.join(0.005)
+    fail(daemon, workshop, fault)
+    daemon._switch()
+    assert daemon.job is scan
+    daemon.beat()
+    assert {problem.key for problem in daemon.board.status().problems} == {"job", "engine"}
+    index = json.loads((tmp_path / "scan" / "scan.json").read_text())
+    assert (index["complete"], len(index["tiles"]) >= 2) == (False, True)
+    daemon.start_scan(plan, tmp_path / "again")
+    daemon.job.thread.join(30)
+    assert daemon.job.recorder.complete
+    assert json.loads((tmp_path / "again" / "scan.json").read_text())["facts"]["backend"] == "openvino"
+
+
+@pytest.mark.parametrize("fault", [LOST, FULL], ids=["device lost", "out of memory"])
+def test_without_leave_for_a_fallback_the_next_start_opens_the_engine_anew(
+    make: Callable[..., Daemon], workshop: Workshop, fault: str
+) -> None:
+    workshop.stored = CHOICE
+    daemon = make(fallback=None)
+    daemon.start_live()
+    broken = daemon.instrument
+    fail(daemon, workshop, fault)
+    daemon._switch()
+    daemon.beat()
+    status = daemon.board.status()
+    assert status.state is RunState.FAULT
+    words = {problem.key: f"{problem.title}. {problem.what_to_do}" for problem in status.problems}
+    assert words["engine"].startswith(f"gain stopped on tensorrt. {fault} Then start again.")
+    assert workshop.closed[0] == "tensorrt"
+    workshop.fault = None
+    daemon.start_live(frames=3)
+    daemon.wait(until_job_ends=True)
+    assert daemon.instrument is not broken
+    assert (daemon.job.error, daemon.job.meter.frames) == (None, 3)
+    assert daemon.board.status().engine.backend == "tensorrt"
+    assert daemon.board.status().problems == ()
+
+
+def test_where_the_cpu_does_not_run_the_model_either_both_reasons_are_said(
+    make: Callable[..., Daemon], workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(job: Job, reason: str) -> None:
+        raise EngineError("There is no memory for OpenVINO.")
+
+    workshop.stored = CHOICE
+    monkeypatch.setattr(making, "fall_back", no_memory)
+    daemon = make()
+    daemon.start_live()
+    fail(daemon, workshop, LOST)
+    daemon._switch()
+    daemon.beat()
+    status = daemon.board.status()
+    assert status.state is RunState.FAULT
+    (engine,) = [problem for problem in status.problems if problem.key == "engine"]
+    assert engine.what_to_do == f"{LOST} Nor does the CPU run it: There is no memory for OpenVINO."
+    assert daemon.instrument.broken
 
 
 def test_without_leave_for_a_fallback_nothing_runs_before_the_engine_is_made(
