@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from export.errors import ExportError, ParityError
-from export.manifest import Manifest, Precision, load_bundle, write_atomically
+from export.manifest import Form, Manifest, Precision, load_bundle, write_atomically
 from models.errors import ModelsError
 from models.evaluate import text_report
 
@@ -70,6 +70,13 @@ _precisions = click.option(
     show_default=True,
     help="How INT8 ranges are cut.",
 )
+@click.option(
+    "--form",
+    type=click.Choice(["merged", "staged"]),
+    default="merged",
+    show_default=True,
+    help="Of a neural lens: staged runs the magnifiers of types that are in the picture, merged all of them.",
+)
 @_json
 def convert(
     source: Path,
@@ -77,6 +84,7 @@ def convert(
     precisions: tuple[Precision, ...],
     data: str | None,
     method: Method,
+    form: Form,
     json_to: str | None,
 ) -> None:
     """Make a bundle of CHECKPOINT, or more precisions of BUNDLE: ONNX files, manifests, weights and model card.
@@ -87,7 +95,7 @@ def convert(
     with _one_clear_error():
         from export.convert import convert as make
 
-        bundle, refused = make(source, out, precisions, data=data, method=method, progress=_Lines())
+        bundle, refused = make(source, out, precisions, data=data, method=method, form=form, progress=_Lines())
         manifests = {precision: bundle.manifest(precision) for precision in bundle.precisions}
         for precision, manifest in manifests.items():
             print(f"{out}: {manifest.name} {precision}, {_figures(manifest)}", file=sys.stderr)

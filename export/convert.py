@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import onnx
 import onnxruntime
 
-from export import audit, calibration, gate, graph, half, quantize, rewrite
+from export import audit, calibration, gate, graph, half, quantize, rewrite, staged
 from export.calibration import Method, Pictures, Progress, Sample
 from export.card import model_card, with_precisions
 from export.errors import CalibrationError, ExportError, GraphError, ManifestError, ParityError
@@ -23,6 +24,7 @@ from export.manifest import (
     BUNDLE_FILE,
     Bundle,
     BundleIndex,
+    Form,
     Manifest,
     Precision,
     Verification,
@@ -32,7 +34,7 @@ from export.manifest import (
     write_manifest,
 )
 from export.runtime import infer_with
-from export.to_onnx import export_fp32
+from export.to_onnx import ALLOWED_ERROR, export_fp32, verify
 from models.checkpoint import Checkpoint, load_checkpoint
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8_fp16")
@@ -67,6 +69,7 @@ def convert(
     *,
     data: str | None = None,
     method: Method = "max",
+    form: Form = "merged",
     progress: Progress = silent,
 ) -> Conversion:
     """Make a bundle: model.onnx, model_PRECISION.onnx, a manifest of each, weights, card, bundle.json.
@@ -85,6 +88,9 @@ def convert(
     data, method
         What INT8 scales are measured on, and how: see `export.calibration`. FP16 is judged on
         "synthetic:calibration" where none is given.
+    form
+        Of a neural lens: "merged" runs all its networks for every picture, "staged" those of types that are there, see
+        `export.staged`.
 
     Raises
     ------
@@ -108,17 +114,23 @@ def convert(
     with room(out) as work:
         shutil.copyfile(weights, work / "weights.safetensors")
         manifests = {"fp32": _fp32(checkpoint, known, work, progress)}
+        formed = _former(form, work)
         refused: dict[Precision, ExportError] = {}
         lesser = wanted[1:]
         if lesser:
             pictures = calibration.load(data or calibration.SYNTHETIC, manifests["fp32"], checkpoint.recipe)
             make = _maker(work, pictures, method, progress)
-            judge = _Judge(work, manifests["fp32"], pictures, progress)
+            judge = _Judge(work, manifests["fp32"], pictures, formed, progress)
             for precision in lesser:
                 try:
                     manifests[precision] = judge(precision, make(precision))
                 except (GraphError, ParityError) as exc:
                     refused[precision] = exc
+        manifests = {precision: manifest.model_copy(update={"form": form}) for precision, manifest in manifests.items()}
+        if form == "staged":
+            manifests["fp32"] = _staged_fp32(manifests["fp32"], checkpoint, formed, work)
+        for manifest in manifests.values():
+            write_manifest(manifest, (work / manifest.file).with_suffix(".json"))
         kept = [] if known is None or known.folder.resolve() != out.resolve() else _kept(known, wanted)
         others = [*manifests.values(), *(known.manifest(precision) for precision in kept if known is not None)]
         card = work / "README.md"
@@ -170,9 +182,38 @@ def _fp32(checkpoint: Checkpoint, known: Bundle | None, work: Path, progress: Pr
         )
     shutil.copyfile(known.model_path("fp32"), work / "model.onnx")
     shutil.copyfile(known.folder / known.index.card, work / "README.md")
-    manifest = manifest.model_copy(update={"file": "model.onnx"})
-    write_manifest(manifest, work / "model.json")
-    return manifest
+    path = work / "model.onnx"
+    if manifest.form == "staged":
+        path.write_bytes(staged.merged(graph.read_model(path)).SerializeToString(deterministic=True))
+    return manifest.model_copy(update={"file": path.name, "sha256": sha256_of(path)})
+
+
+def _former(form: Form, work: Path) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    """What brings a graph of any precision into its form."""
+    if form == "merged":
+        return lambda model: model
+    parts = staged.magnifiers(graph.read_model(work / "model.onnx"))
+    return lambda model: staged.staged(model, parts)
+
+
+def _staged_fp32(
+    manifest: Manifest, checkpoint: Checkpoint, formed: Callable[[onnx.ModelProto], onnx.ModelProto], work: Path
+) -> Manifest:
+    """Put the FP32 file into staged form, and compare it with torch, and with the merged one where nothing is there."""
+    merged, path = work / "merged.onnx", work / manifest.file
+    path.replace(merged)
+    path.write_bytes(formed(graph.read_model(merged)).SerializeToString(deterministic=True))
+    blank = np.full((manifest.min_side_px, 2 * manifest.min_side_px), 0.5, np.float32)
+    both = [infer_with(file)(blank) for file in (merged, path)]
+    error = max(float(np.abs(both[1][name] - picture).max()) for name, picture in both[0].items())
+    if not error <= ALLOWED_ERROR:
+        raise ParityError(
+            f"the staged form differs from the merged one by {error:.1e} of full scale, expected at most"
+            f" {ALLOWED_ERROR:.0e}; leave --form out"
+        )
+    merged.unlink()
+    verification = verify(path, checkpoint.net.fused(), checkpoint.recipe)
+    return manifest.model_copy(update={"sha256": sha256_of(path), "verify": verification})
 
 
 def _maker(work: Path, pictures: Pictures, method: Method, progress: Progress) -> Callable[[Precision], Made]:
@@ -232,8 +273,15 @@ def _run(
 class _Judge:
     """Writes a graph into the work folder, audits it, compares it with FP32, and gives its manifest."""
 
-    def __init__(self, work: Path, fp32: Manifest, pictures: Pictures, progress: Progress) -> None:
-        self._work, self._fp32, self._pictures, self._progress = work, fp32, pictures, progress
+    def __init__(
+        self,
+        work: Path,
+        fp32: Manifest,
+        pictures: Pictures,
+        formed: Callable[[onnx.ModelProto], onnx.ModelProto],
+        progress: Progress,
+    ) -> None:
+        self._work, self._fp32, self._pictures, self._formed, self._progress = work, fp32, pictures, formed, progress
         infer = infer_with(work / "model.onnx")
         self._wanted = gate.outputs_of(infer, pictures.heldout, "running fp32", progress)
 
@@ -242,14 +290,14 @@ class _Judge:
         if findings:
             raise GraphError(f"TensorRT would not run {precision} as it is meant: {'; '.join(findings)}")
         path = self._work / f"{file_stem(precision)}.onnx"
-        path.write_bytes(made.model.SerializeToString(deterministic=True))
+        path.write_bytes(self._formed(made.model).SerializeToString(deterministic=True))
         try:
             verification = self._verified(precision, made, path)
             gate.check(precision, verification)
         except ExportError:
             path.unlink()
             raise
-        manifest = self._fp32.model_copy(
+        return self._fp32.model_copy(
             update={
                 "file": path.name,
                 "sha256": sha256_of(path),
@@ -257,8 +305,6 @@ class _Judge:
                 "verify": verification,
             }
         )
-        write_manifest(manifest, path.with_suffix(".json"))
-        return manifest
 
     def _verified(self, precision: Precision, made: Made, path: Path) -> Verification:
         """The figures of the worst of the ways to run the file."""
@@ -269,7 +315,7 @@ class _Judge:
         found = {by: gate.outputs_of(infer, samples, what, self._progress) for by, infer in runs.items()}
         if made.spelled_out is not None:
             by = f"ONNX Runtime {onnxruntime.__version__}, every FP16 value rounded"
-            found[by] = _run(made.spelled_out, precision, samples, self._work, what, self._progress)
+            found[by] = _run(self._formed(made.spelled_out), precision, samples, self._work, what, self._progress)
         judged = [
             gate.judged(
                 outputs,

@@ -16,6 +16,7 @@ from export.errors import ManifestError, PrecisionError
 
 Precision = Literal["fp32", "fp16", "int8", "int8_fp16"]
 Task = Literal["enhance", "sem", "neural-lens"]
+Form = Literal["merged", "staged"]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # A bundle's files lie beside its bundle.json: a name with a folder in it could point anywhere.
@@ -99,7 +100,8 @@ class Manifest(_Record):
     `halo_px` is how far a pixel's result reaches into its surroundings (tiles overlap by it, and image
     metrics leave it out); the sides of the input are at least `min_side_px` and multiples of `side_multiple_px`;
     `pixel_size_nm` is the sample-plane pixel the network was trained for; `checkpoint_sha256` names the weights the
-    file was made from. The first of `outputs` is the one shown; each has 1 or 3 channels.
+    file was made from. `form` is that of a neural lens: all its networks for every picture, or those of the types that
+    are there; other networks have one only. The first of `outputs` is the one shown; each has 1 or 3 channels.
     """
 
     schema_version: Literal[1] = 1
@@ -109,6 +111,7 @@ class Manifest(_Record):
     sha256: Sha256
     format: Literal["onnx", "tensorrt"]
     precision: Precision
+    form: Form = "merged"
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     scale: int = Field(ge=1, le=4)

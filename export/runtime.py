@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +38,16 @@ def infer_with(model: Path, engine: str = "onnxruntime", *, precision: Precision
     if engine not in ENGINES:
         raise ExportError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
     try:
-        return ENGINES[engine](model, precision)
+        run = ENGINES[engine](model, precision)
     except ModuleNotFoundError as exc:
         raise ExportError(f"engine {engine} needs {exc.name}: pip install 'superlens[export]'") from exc
+
+    def infer(image: Image) -> Mapping[str, Image]:
+        if image.ndim != 2:
+            raise ExportError(f"{model} cannot take a picture of {image.shape} px, expected (height, width)")
+        return run(image)
+
+    return infer
 
 
 def _onnxruntime(model: Path, precision: Precision) -> Infer:
@@ -68,18 +76,30 @@ def _onnxruntime(model: Path, precision: Precision) -> Infer:
 def _openvino(model: Path, precision: Precision) -> Infer:
     import openvino
 
+    core = openvino.Core()
     try:
-        compiled = openvino.compile_model(str(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        graph = core.read_model(str(model))
     except RuntimeError as exc:
         raise ExportError(f"OpenVINO {openvino.__version__} cannot run {model} in {precision}: {exc}") from exc
-    names = [put.get_any_name() for put in compiled.outputs]
+    names = [put.get_any_name() for put in graph.outputs]
+    of_size: dict[tuple[int, ...], Any] = {}
+
+    def compiled(shape_px: tuple[int, ...]) -> Any:
+        # For one size, as the appliance does: where sizes are free, OpenVINO 2026.4 computes the first picture through
+        # an If wrongly now and then.
+        if shape_px not in of_size:
+            of_size.clear()
+            sized = graph.clone()
+            sized.reshape([1, 1, *shape_px])
+            of_size[shape_px] = core.compile_model(sized, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return of_size[shape_px]
 
     def infer(image: Image) -> Mapping[str, Image]:
         try:
-            results = compiled({0: image[None, None]})
+            results = compiled(image.shape)({0: image[None, None]})
         except RuntimeError as exc:
             raise ExportError(f"{model} cannot take a picture of {image.shape} px: {exc}") from exc
-        return _pictures(names, [np.array(results[put]) for put in compiled.outputs])
+        return _pictures(names, [np.array(results[name]) for name in names])
 
     return infer
 

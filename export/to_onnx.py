@@ -18,7 +18,7 @@ import torch
 
 from export.errors import ParityError
 from export.graph import checked
-from export.manifest import Manifest, Precision, TensorSpec, Verification, sha256_of, write_manifest
+from export.manifest import Manifest, Precision, TensorSpec, Verification, sha256_of
 from export.runtime import infer_with
 from models import metrics
 from models.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ INPUT = "image"
 
 
 def export_fp32(checkpoint: Checkpoint, folder: Path) -> Manifest:
-    """Write model.onnx and model.json beside the weights.safetensors of a folder, and check them.
+    """Write model.onnx beside the weights.safetensors of a folder, check it, and give its manifest.
 
     Raises
     ------
@@ -46,9 +46,7 @@ def export_fp32(checkpoint: Checkpoint, folder: Path) -> Manifest:
     path = folder / "model.onnx"
     path.write_bytes(graph_of(net))
     weights = sha256_of(folder / "weights.safetensors")
-    manifest = manifest_of(recipe, net, path, "fp32", weights, verify(path, net, recipe))
-    write_manifest(manifest, folder / "model.json")
-    return manifest
+    return manifest_of(recipe, net, path, "fp32", weights, verify(path, net, recipe))
 
 
 def manifest_of(
