@@ -110,7 +110,7 @@ def happens(row: Row, profile: str, wire: str) -> str:
     simulator = Simulator(profile, seed=7)
     with (
         WIRES[wire](simulator) as server,
-        open_stage(server.address, reply_timeout_s=0.15, settle_timeout_s=0.3, velocity_um_s=2000) as stage,
+        open_stage(server.address, reply_timeout_s=0.2, settle_timeout_s=0.3, velocity_um_s=2000) as stage,
     ):
         stage.move_to(PositionUm(50, 50, 5))
         struck = simulator.faults.struck

@@ -61,6 +61,10 @@ class Wiretap:
             self.sent += data
 
 
+def identifies_as(simulator, identity):
+    simulator._handlers["*IDN?"] = lambda args: f"{identity}\n"
+
+
 @pytest.fixture(params=["e517", "e727"])
 def simulator(request):
     return Simulator(request.param)
@@ -99,8 +103,7 @@ def test_another_device_at_the_port_is_refused_and_asked_nothing_else(server, si
     tap = Wiretap()
     with open_stage(server.address, trace=tap) as stage:
         server.unplug()
-        simulator.identity = simulator.identity.replace("SIMULATED", "SIMULATED 2")
-        simulator._handlers = simulator._make_handlers()
+        identifies_as(simulator, simulator.identity.replace("SIMULATED", "SIMULATED 2"))
         server.replug()
         tap.sent = b""
         with pytest.raises(RefusedError, match="connect the same controller"):
@@ -257,8 +260,7 @@ def test_a_target_with_a_digit_gone_wrong_is_read_again():
 def test_a_wrong_device_on_the_port_is_asked_for_its_name_alone():
     tap = Wiretap()
     simulator = Simulator()
-    simulator.identity = "Stanford_Research_Systems,SR830,s/n12345,ver1.07"
-    simulator._handlers = simulator._make_handlers()
+    identifies_as(simulator, "Stanford_Research_Systems,SR830,s/n12345,ver1.07")
     with serve_tcp(simulator) as server, pytest.raises(RefusedError, match=r"expected an E-727 or E-517: correct"):
         open_stage(server.address, trace=tap)
     assert tap.sent == b"*IDN?\n"
