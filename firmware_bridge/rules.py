@@ -33,7 +33,8 @@ class Rules:
     clear_um : float
         How far from the contact the sample has to be before the sphere counts as retracted.
     hold_um : float
-        What counts as standing still: measurement noise, not a move.
+        What counts as standing still: how far a measured position may be from the target that was sent. Steps, which
+        are counted from there, may be larger by it.
     poll_timeout_s, contact_timeout_s : float
         Without a successful exchange, and without a contact sample, for so long, the interlock stops and retracts.
     """

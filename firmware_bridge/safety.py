@@ -376,7 +376,7 @@ class Interlock:
         self._nearest_z_um = sign * max(sign * self._nearest_z_um, sign * target_z_um)
 
     def _check_step(self, step_um: float, most_um: float) -> None:
-        if step_um > most_um:
+        if step_um > most_um + self.rules.hold_um:  # from where it was measured, not from where it was sent
             raise OutOfRangeError(
                 f"a step of {step_um:.3f} um while {self._state.value}: at most {most_um:g} um are allowed"
             )

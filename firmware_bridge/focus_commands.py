@@ -1,0 +1,297 @@
+"""`superlens-pzt focus` and `superlens-pzt contact`: the focus stage and the contact signal, without the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar
+
+import click
+
+from .adc import ADS1115, MCP3008, Mcp3008OnPi
+from .approach import PztRetraction, approach, retract
+from .contact import ContactMonitor, ContactReader, Thresholds
+from .errors import OutOfRangeError, RefusedError
+from .focus import FocusGuard, FocusStage, open_focus
+from .position import Box, PositionUm
+from .pzt import PztStage, open_stage
+from .safety import Interlock, Rules, State
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ANYWHERE = Box(PositionUm(*[-math.inf] * 3), PositionUm(*[math.inf] * 3))  # the stage itself keeps its limits
+POLL_S = 0.2
+
+json_option = click.option(
+    "--json", "as_json", type=click.File("w", atomic=True), metavar="FILE", help="Write JSON; - is standard output."
+)
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _print(report: dict[str, Any], as_json: IO[str] | None) -> None:
+    if as_json is not None:
+        as_json.write(json.dumps(report) + "\n")
+        return
+    if report["simulated"]:
+        click.echo("SIMULATED")
+    for key, value in report.items():
+        click.echo(f"{key:12} {value}")
+
+
+# -- focus ------------------------------------------------------------------------------------------------------------
+
+focus_options = _options(
+    click.option("--driver", type=click.Choice(["xps", "esp301"]), required=True, help="The focus controller."),
+    click.option("--port", help="tcp://host:5001 of an XPS, /dev/ttyUSB0 of an ESP301."),
+    click.option("--axis", help="FOCUS.Pos of an XPS, 1 to 3 of an ESP301."),
+    click.option("--baud", default=921600, show_default=True, help="Of an ESP301; 19200 on its RS-232 port."),
+    click.option("--simulated", is_flag=True, help="A simulated controller instead of a port."),
+)
+
+
+class AwayOnly:
+    """No interlock is at work in this command: it goes nearer only when a person says that it may."""
+
+    def __init__(self, *, nearer: bool) -> None:
+        self._nearer = nearer
+
+    def check_focus(self, here_um: float, target_um: float) -> None:
+        """See focus.FocusGuard."""
+        if target_um < here_um and not self._nearer:
+            raise RefusedError(
+                f"from {here_um:.2f} to {target_um:g} um goes nearer to the sample, and nothing watches the contact "
+                "here: lift the sphere, then say --nearer"
+            )
+
+
+@contextlib.contextmanager
+def _focus(
+    driver: str, port: str | None, axis: str | None, baud: int, simulated: bool, guard: FocusGuard | None = None
+) -> Iterator[FocusStage]:
+    if simulated == (port is not None):
+        raise click.UsageError("give either --port or --simulated")
+    with contextlib.ExitStack() as stack:
+        if simulated:
+            from .simulator.esp301 import Esp301Server, SimulatedEsp301
+            from .simulator.xps import SimulatedXps, XpsServer
+
+            server = XpsServer(SimulatedXps()) if driver == "xps" else Esp301Server(SimulatedEsp301())
+            stack.enter_context(server)
+            port, axis = server.address, axis or ("FOCUS.Pos" if driver == "xps" else "1")
+        if port is None or axis is None:
+            raise click.UsageError("give --axis: FOCUS.Pos of an XPS, 1 to 3 of an ESP301")
+        yield stack.enter_context(open_focus(driver, port, axis, baud=baud, guard=guard))
+
+
+def _focus_report(stage: FocusStage) -> dict[str, Any]:
+    return {
+        "identity": stage.identity,
+        "simulated": stage.simulated,
+        "position_um": stage.position_um(),
+        "limits_um": list(stage.limits_um),
+    }
+
+
+@click.group()
+def focus() -> None:
+    """The focus stage; + is away from the sample."""
+
+
+@focus.command("status")
+@focus_options
+@json_option
+def focus_status(as_json: IO[str] | None, **where: Any) -> None:
+    """Say where it is and may go. Nothing moves."""
+    with _focus(**where) as stage:
+        _print(_focus_report(stage), as_json)
+
+
+@focus.command("move")
+@click.argument("target_um", type=float)
+@click.option("--nearer", is_flag=True, help="It may go nearer to the sample: the sphere is lifted.")
+@click.option("--timeout-s", type=click.FloatRange(min=0.0, min_open=True), default=60.0, show_default=True)
+@focus_options
+@json_option
+def focus_move(target_um: float, nearer: bool, timeout_s: float, as_json: IO[str] | None, **where: Any) -> None:
+    """Move to TARGET_UM, wait until at rest, and say where it is."""
+    if not math.isfinite(target_um):
+        raise OutOfRangeError(f"{target_um} is not a finite number; nothing was sent")
+    with _focus(**where, guard=AwayOnly(nearer=nearer)) as stage:
+        stage.move_to(target_um, timeout_s=timeout_s)
+        _print(_focus_report(stage), as_json)
+
+
+# -- contact ----------------------------------------------------------------------------------------------------------
+
+adc_options = _options(
+    click.option("--adc", type=click.Choice(["ads1115", "mcp3008", "mcp3008-pi"]), help="What reads the contact."),
+    click.option("--bus", type=click.IntRange(min=0), help="I2C (default 1) or SPI bus (default 0)."),
+    click.option("--channel", type=click.IntRange(0, 7), default=0, show_default=True, help="Input of the ADC."),
+    click.option("--address", default="0x48", show_default=True, help="Of an ADS1115."),
+    click.option("--simulated", is_flag=True, help="A simulated cantilever over a simulated stage."),
+)
+
+
+def _reader(adc: str, bus: int | None, channel: int, address: str) -> ContactReader:
+    if adc == "ads1115":
+        try:
+            number = int(address, 0)
+        except ValueError as exc:
+            raise OutOfRangeError(f"{address!r} is no I2C address: write 0x48 to 0x4b") from exc
+        return ADS1115.open(bus=1 if bus is None else bus, channel=channel, address=number)
+    if adc == "mcp3008":
+        return MCP3008.open(bus=bus or 0, channel=channel)
+    return Mcp3008OnPi.open(channel=channel)
+
+
+@click.group()
+def contact() -> None:
+    """The contact between sphere and sample."""
+
+
+@contact.command("read")
+@click.option("--samples", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@adc_options
+@json_option
+def contact_read(
+    samples: int,
+    adc: str | None,
+    bus: int | None,
+    channel: int,
+    address: str,
+    simulated: bool,
+    as_json: IO[str] | None,
+) -> None:
+    """Read the contact signal. Nothing moves."""
+    with contextlib.ExitStack() as stack:
+        if simulated:
+            from .simulator.cantilever import SimulatedCantilever
+
+            reader: ContactReader = SimulatedCantilever(lambda: PositionUm(50.0, 50.0, 5.0))
+        elif adc is None:
+            raise click.UsageError("give either --adc or --simulated")
+        else:
+            reader = _reader(adc, bus, channel, address)
+        stack.callback(reader.close)
+        began_s = time.monotonic()
+        values_v = [reader.read_v() for _ in range(samples)]
+        report = {
+            "simulated": simulated,
+            "mean_v": statistics.fmean(values_v),
+            "std_v": statistics.stdev(values_v) if samples > 1 else 0.0,
+            "min_v": min(values_v),
+            "max_v": max(values_v),
+            "samples_hz": samples / max(time.monotonic() - began_s, 1e-9),
+        }
+    _print(report, as_json)
+
+
+@contact.command("approach")
+@click.option("--by", required=True, help="Your name: you arm the instrument, and it is written into the log.")
+@click.option("--port", help="Of the PZT controller; not with --simulated.")
+@click.option("--mount", type=click.Choice(["cantilever", "objective"]), default="cantilever", show_default=True)
+@click.option("--z-sign", type=click.Choice(["1", "-1"]), default="1", show_default=True, help="1: +z is nearer.")
+@click.option("--set-point-v", type=float, required=True, help="Contact signal to stop at.")
+@click.option("--overload-v", type=float, required=True, help="Contact signal to retract at.")
+@click.option("--broken-v", type=float, help="Below it the sensor is broken.")
+@click.option("--step-um", type=float, default=0.01, show_default=True)
+@click.option("--travel-um", type=float, default=2.0, show_default=True, help="At most so far.")
+@click.option("--period-s", type=float, default=0.005, show_default=True, help="Between two contact samples.")
+@click.option("--hold-s", type=click.FloatRange(min=0.0), default=0.0, show_default=True, help="Stay so long.")
+@click.option("--enable-servo", is_flag=True, help="Close the servo loop first: the stage may jump.")
+@click.option("--sphere-lifted", is_flag=True, help="You have lifted the sphere: the servo may be closed.")
+@adc_options
+@json_option
+def contact_approach(
+    by: str,
+    port: str | None,
+    mount: Any,
+    z_sign: str,
+    set_point_v: float,
+    overload_v: float,
+    broken_v: float | None,
+    step_um: float,
+    travel_um: float,
+    period_s: float,
+    hold_s: float,
+    enable_servo: bool,
+    sphere_lifted: bool,
+    adc: str | None,
+    bus: int | None,
+    channel: int,
+    address: str,
+    simulated: bool,
+    as_json: IO[str] | None,
+) -> None:
+    """Approach until the set point, say where that is, and retract again.
+
+    Nothing guards a contact after this command: so it always ends retracted, also by Ctrl-C.
+    """
+    thresholds = Thresholds(set_point_v, overload_v, broken_v)
+    sign: Any = int(z_sign)
+    rules = Rules(mount, ANYWHERE, z_sign=sign, approach_travel_um=travel_um)
+    if simulated == (port is not None) or simulated == (adc is not None):
+        raise click.UsageError("give either --port and --adc, or --simulated")
+    retraction = PztRetraction()
+    interlock = Interlock(rules, stage=retraction)
+    if sphere_lifted or simulated:
+        interlock.sphere_lifted(by=by)
+    with contextlib.ExitStack() as stack:
+        if simulated:
+            stage, reader = _simulated(interlock)
+        elif port is not None and adc is not None:
+            reader = _reader(adc, bus, channel, address)
+            stack.callback(reader.close)
+            stage = open_stage(port, z_sign=sign, guard=interlock, enable_servo=enable_servo)
+        stack.enter_context(stage)
+        retraction.bind(stage)
+        monitor = stack.enter_context(ContactMonitor(reader, thresholds, guard=interlock, period_s=period_s))
+        monitor.wait()
+        interlock.arm(by=by)
+        try:
+            found = approach(stage, monitor, interlock, step_um=step_um)
+            _hold(stage, monitor, interlock, hold_s)
+        finally:
+            if interlock.state in (State.APPROACHING, State.ENGAGED):
+                retract(stage, interlock)
+    _print(
+        {
+            "simulated": simulated,
+            "position_um": list(found.position_um),
+            "value_v": found.value_v,
+            "steps": found.steps,
+            "retracted": True,
+        },
+        as_json,
+    )
+
+
+def _hold(stage: PztStage, monitor: ContactMonitor, interlock: Interlock, hold_s: float) -> None:
+    end_s = time.monotonic() + hold_s
+    while (left_s := end_s - time.monotonic()) > 0:
+        time.sleep(min(left_s, POLL_S))
+        stage.position_um()  # an instrument that nobody asks is taken for dead
+        if interlock.state is State.FAULT:
+            raise RefusedError(f"the contact ended in a fault, and was retracted: {interlock.why}")
+        monitor.latest()
+
+
+def _simulated(interlock: Interlock) -> tuple[PztStage, ContactReader]:
+    from .simulator import Simulator
+    from .simulator.cantilever import SimulatedCantilever
+
+    simulator = Simulator("e727", start_um=PositionUm(50.0, 50.0, 6.5))
+    stage = open_stage("sim:", simulator=simulator, guard=interlock)
+    return stage, SimulatedCantilever(simulator.pose_um)
