@@ -1,16 +1,19 @@
-"""`superlens-pzt`: look at the stage, move it, fire the trigger, simulate the controller."""
+"""`superlens-pzt`: look at the stage, move it, fire the trigger, watch the wire, simulate the controller."""
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
 import click
 
 from . import gcs
+from .boards import BOARDS
 from .errors import FirmwareError, OutOfRangeError
+from .focus_commands import contact, focus
 from .pzt import PositionUm, PztStage, open_stage
 from .simulator.commands import simulate
 from .trigger import SimulatedTriggerLine, open_trigger
@@ -46,6 +49,11 @@ def stage_options(command: F) -> F:
     return command
 
 
+def _open(**options: Any) -> PztStage:
+    """The stage of a command; below `trace`, with its wire shown."""
+    return open_stage(**options, trace=click.get_current_context().obj)
+
+
 @click.group(cls=Commands)
 @click.version_option(package_name="superlens")
 @click.option("-v", "--verbose", is_flag=True, help="Log every byte on the wire.")
@@ -63,6 +71,7 @@ def _report(stage: PztStage) -> dict[str, Any]:
         "target_um": list(stage.target_um()),
         "on_target": stage.on_target(),
         "servo_on": stage.servo_is_on(),
+        "velocity_um_s": list(stage.velocity_um_s()),
         "limits_um": [list(stage.limits_um.low), list(stage.limits_um.high)],
     }
 
@@ -87,7 +96,7 @@ json_option = click.option(
 @json_option
 def status(port: str, profile: str | None, baud: int, as_json: IO[str] | None) -> None:
     """Say what the controller says. Nothing moves."""
-    with open_stage(port, profile=profile, baud=baud, enable_servo=False) as stage:
+    with _open(port=port, profile=profile, baud=baud, enable_servo=False) as stage:
         _print(_report(stage), as_json)
 
 
@@ -116,30 +125,71 @@ def move(
         raise click.UsageError("nothing to do: give --x, --y or --z in um")
     for at in wanted.values():
         gcs.format_number(at)  # NaN is refused before the port is opened
-    with open_stage(port, profile=profile, baud=baud, enable_servo=enable_servo or None) as stage:
+    with _open(port=port, profile=profile, baud=baud, enable_servo=enable_servo or None) as stage:
         stage.move_to(stage.target_um()._replace(**wanted), timeout_s=timeout_s)
         _print(_report(stage), as_json)
 
 
 @main.command()
-@click.option("--chip", type=click.IntRange(min=0), help="Of /dev/gpiochipN.")
-@click.option("--pin", type=click.IntRange(min=0), help="Line of the chip.")
+@stage_options
+@click.option("--interval-s", type=click.FloatRange(min=0.0), default=0.2, show_default=True, help="Between two looks.")
+@click.option("--count", type=click.IntRange(min=1), help="Looks; by default until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def monitor(port: str, profile: str | None, baud: int, interval_s: float, count: int | None, as_json: bool) -> None:
+    """Show position, servo, on target and error, one line a look. Nothing moves; an error that is shown is cleared."""
+    with _open(port=port, profile=profile, baud=baud, enable_servo=False) as stage:
+        if stage.simulated and not as_json:
+            click.echo("SIMULATED")
+        looks = 0
+        try:
+            while True:
+                _look(stage, as_json)
+                looks += 1
+                if looks == count:
+                    return
+                time.sleep(interval_s)
+        except KeyboardInterrupt:
+            return
+
+
+def _look(stage: PztStage, as_json: bool) -> None:
+    position_um, code = stage.position_um(), stage.error()
+    servo_on, on_target = stage.servo_is_on(), stage.on_target()
+    if as_json:
+        report = {
+            "t_ns": time.monotonic_ns(),
+            "simulated": stage.simulated,
+            "position_um": list(position_um),
+            "servo_on": servo_on,
+            "on_target": on_target,
+            "error": code,
+        }
+        click.echo(json.dumps(report))
+        return
+    states = ["servo on" if servo_on else "servo OFF", "on target" if on_target else "not on target"]
+    click.echo("  ".join([_um(position_um), *states, *([gcs.meaning(code)] if code else [])]))
+
+
+@main.command()
+@click.option("--chip", type=click.IntRange(min=0), help="Of /dev/gpiochipN; then --pin is a line of it.")
+@click.option("--board", type=click.Choice(list(BOARDS)), help="Then --pin is a pin of its header.")
+@click.option("--pin", type=click.IntRange(min=0), help="Line of the chip, or pin of the board's header.")
 @click.option("--port", help="sim: fires a simulated line.")
 @click.option("--pulses", type=click.IntRange(min=1), default=1, show_default=True)
-def fire(chip: int | None, pin: int | None, port: str | None, pulses: int) -> None:
+def fire(chip: int | None, board: str | None, pin: int | None, port: str | None, pulses: int) -> None:
     """Fire the camera's trigger line."""
     if port is not None:
         if not port.startswith("sim:"):
             raise click.UsageError("only sim: has a trigger line of its own; a real one needs --chip and --pin")
-        with open_stage(port) as stage:
+        with _open(port=port) as stage:
             if stage.simulator is None:
                 raise click.UsageError(f"{port} is not simulated")
             stage.simulator.on_pulse(lambda index, _, pose_um: click.echo(f"SIMULATED pulse {index} at {_um(pose_um)}"))
             _fire(SimulatedTriggerLine(stage.simulator), pulses)
-    elif chip is None or pin is None:
-        raise click.UsageError("give --chip and --pin, or --port sim:")
+    elif pin is None or (chip is None) == (board is None):
+        raise click.UsageError("give --chip and --pin, or --board and --pin, or --port sim:")
     else:
-        _fire(open_trigger(chip=chip, pin=pin), pulses)
+        _fire(open_trigger(chip=chip, board=board, pin=pin), pulses)
 
 
 def _fire(line: Any, pulses: int) -> None:
@@ -155,7 +205,33 @@ def _um(position_um: PositionUm) -> str:
     return ", ".join(f"{um:.4f}" for um in position_um) + " um"
 
 
-main.add_command(simulate)
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@stage_options
+@click.argument("action", nargs=-1, type=click.UNPROCESSED, required=True)
+@click.pass_context
+def trace(ctx: click.Context, port: str, profile: str | None, baud: int, action: tuple[str, ...]) -> None:
+    """Show every byte on the wire while an ACTION runs: status, move, monitor or fire, with its own options.
+
+    For instance: superlens-pzt trace --port sim: move --x 10
+    """
+    actions = {command.name: command for command in (status, move, monitor, fire)}
+    name, *words = action
+    if name not in actions:
+        raise click.UsageError(f"no action {name!r} to trace: expected one of {', '.join(map(str, actions))}")
+    mine = {"port": port, "profile": profile, "baud": str(baud)}
+    known = {parameter.name for parameter in actions[name].params}
+    options = [word for key, value in mine.items() if value and key in known for word in (f"--{key}", value)]
+    begun_s = time.monotonic()
+
+    def show(way: str, data: bytes) -> None:
+        click.echo(f"{time.monotonic() - begun_s:10.6f} s  {'sent' if way == '<' else 'received':8}  {data!r}")
+
+    with actions[name].make_context(name, [*options, *words], parent=ctx, obj=show) as inner:
+        actions[name].invoke(inner)
+
+
+for command in (simulate, focus, contact):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main(prog_name="superlens-pzt")

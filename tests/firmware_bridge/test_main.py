@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -58,6 +59,9 @@ def test_move_moves_the_axes_it_is_told_and_leaves_the_others():
         (["status", "--port", "sim:e709"], 2, "no profile"),
         (["status"], 2, "--port"),
         (["fire"], 2, "--chip and --pin"),
+        (["fire", "--pin", "1", "--chip", "0", "--board", "raspberry-pi"], 2, "--board"),
+        (["trace", "--port", "sim:"], 2, "ACTION"),
+        (["monitor", "--port", "sim:", "--count", "0"], 2, "--count"),
         (["fire", "--port", "/dev/ttyUSB0"], 2, "only sim:"),
         (["fire", "--chip", "-1", "--pin", "0"], 2, "--chip"),
         (["simulate"], 2, "--tcp PORT or --pty"),
@@ -80,6 +84,71 @@ def test_a_refused_move_leaves_the_stage_where_it_is():
         before = simulator.pose_um()
         assert run("move", "--port", server.address, "--y", "100.5").exit_code == 2
         assert simulator.pose_um() == before
+
+
+def test_monitor_shows_one_line_a_look():
+    simulator = Simulator()
+    simulator.feed(b"POS? 9\n")
+    with serve_tcp(simulator) as server:
+        result = run("monitor", "--port", server.address, "--count", "3", "--interval-s", "0")
+    assert result.exit_code == 0
+    first, *looks = result.stdout.splitlines()
+    assert first == "SIMULATED"
+    assert len(looks) == 3
+    assert all("servo OFF  not on target" in look for look in looks)
+
+
+def test_monitor_shows_an_error_as_it_comes():
+    simulator = Simulator()
+    with serve_tcp(simulator) as server:
+        simulator.faults.inject("latched", only="POS?")
+        result = run("monitor", "--port", server.address, "--count", "2", "--interval-s", "0")
+    first, second = result.stdout.splitlines()[1:]
+    assert "error 307: receive time-out" in first
+    assert "error" not in second
+
+
+def test_monitor_writes_json_lines():
+    result = run("monitor", "--port", "sim:e517", "--count", "2", "--interval-s", "0", "--json")
+    looks = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [look["error"] for look in looks] == [0, 0]
+    assert looks[0]["simulated"] is True
+    assert looks[0]["position_um"] == pytest.approx([50, 50, 5], abs=0.005)
+    assert looks[1]["t_ns"] > looks[0]["t_ns"]
+
+
+def test_monitor_ends_cleanly_with_ctrl_c():
+    with serve_tcp(Simulator()) as server:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "firmware_bridge", "monitor", "--port", server.address, "--interval-s", "0.01"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        process.stdout.readline()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_trace_prints_the_wire_with_time_stamps():
+    result = run("trace", "--port", "sim:e517", "move", "--x", "51", "--json", os.devnull)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    stamps = [float(line.split()[0]) for line in lines]
+    assert stamps == sorted(stamps)
+    said = [line.split("  ", 2)[-1].strip() for line in lines]
+    assert re.fullmatch(r"sent +b'\*IDN\?\\n'", said[0])
+    assert any(re.fullmatch(r"sent +b'MOV A 51 B 50 C 5\\nERR\?\\n'", line) for line in said)
+    assert any(re.fullmatch(r"received +b'0\\n'", line) for line in said)
+
+
+def test_trace_traces_only_what_speaks_to_the_controller():
+    result = run("trace", "--port", "sim:", "dance")
+    assert result.exit_code == 2
+    assert "expected one of status, move, monitor, fire" in result.stderr
+    assert run("trace", "--port", "sim:", "fire").exit_code == 0
 
 
 def test_a_port_in_use_is_one_clear_error():
