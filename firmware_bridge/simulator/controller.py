@@ -218,7 +218,7 @@ class Simulator:
             switchable="TRO" in COMMANDS[self.profile.name],
             on_target=self._may_be_on_target,
         )
-        self._parameters = Parameters(self._stage, self._written)
+        self._parameters = Parameters(self._stage, self._written, only=self.profile.name)
         for axis in self._axes:
             self._parameters.put(axis, TOLERANCE, self._tolerance_um)
             self._parameters.put(axis, SETTLING_TIME, self._settling_s)
@@ -298,6 +298,7 @@ class Simulator:
             self._edge_known = False
         if control == gcs.STOP:
             return self._halt(list(self._axes))
+        self._recorder.commanded()
         name, *args = command.split() or [""]
         try:
             expect(len(command) <= LONGEST_LINE, INPUT_OVERFLOW)

@@ -19,7 +19,7 @@ from .grammar import (
     listing,
     number,
 )
-from .recorder import MAX_POINTS, TABLES
+from .recorder import MAX_POINTS, POINTS, TABLES
 from .waves import CYCLE_S
 
 TOLERANCE, SETTLING_TIME, QUIET_STOP, SINGLE_DIRECTION = 0x07000900, 0x07000901, 0x0E000301, 0x18000300
@@ -27,13 +27,14 @@ _FIXED = 9  # a command level that nobody reaches
 
 
 class Parameter(NamedTuple):
-    """One parameter: of each axis, or of the controller (item 1)."""
+    """One parameter: of each axis, or of the controller (item 1); of both controllers, or of one only."""
 
     kind: str
     level: int
     of_axis: bool
     first: float | str
     what: str
+    only: str = ""
 
 
 PARAMETERS = {
@@ -43,13 +44,14 @@ PARAMETERS = {
     0x07000301: Parameter("FLOAT", 1, True, 500.0, "Servo Loop I-Term"),
     0x07000601: Parameter("CHAR", _FIXED, True, "um", "Axis Unit"),
     0x0E000200: Parameter("FLOAT", _FIXED, False, CYCLE_S, "Servo Update Time"),
-    QUIET_STOP: Parameter("INT", 0, False, 0, "No Error 10 After Stop"),
+    QUIET_STOP: Parameter("INT", 0, False, 0, "No Error 10 After Stop", "e727"),
     0x0F000100: Parameter("CHAR", _FIXED, True, "P-733.3CL", "Stage Type"),
     0x0F000200: Parameter("CHAR", _FIXED, True, "SIMULATED", "Stage Serial Number"),
     0x0F000300: Parameter("CHAR", _FIXED, True, "01.01.2020", "Stage Assembly Date"),
     0x0F000400: Parameter("INT", _FIXED, True, 1, "Stage Hardware Version"),
     0x16000200: Parameter("INT", _FIXED, False, MAX_POINTS, "Data Recorder Max Points"),
     0x16000300: Parameter("INT", _FIXED, False, TABLES, "Data Recorder Channel Number"),
+    0x16000201: Parameter("INT", _FIXED, False, POINTS, "Data Recorder Points Per Table", "e517"),
     SINGLE_DIRECTION: Parameter("INT", 1, False, 0, "Pos. Distance Trig. Single Direction"),
     0x18000400: Parameter("INT", 1, False, 0, "Pos. Distance Trig. High Time Definition"),
     0x18000401: Parameter("FLOAT", 1, False, 0.0, "Position Distance Trigger High Time"),
@@ -65,10 +67,13 @@ class Parameters:
         Whose axes the items are.
     written : callable
         Told the axis (None: the controller's), the parameter and its new value.
+    only : str
+        The profile; it does not know what is another one's only.
     """
 
-    def __init__(self, stage: Stage, written: Callable[[Axis | None, int, float], None]) -> None:
+    def __init__(self, stage: Stage, written: Callable[[Axis | None, int, float], None], *, only: str) -> None:
         self._stage, self._written = stage, written
+        self._known = {number: one for number, one in PARAMETERS.items() if one.only in ("", only)}
         self._values: dict[tuple[int, int], float | str] = {}
         self._level = 0
 
@@ -80,7 +85,7 @@ class Parameters:
             "SPA": self._write,
             "SPA?": self._read,
             "HPA?": lambda args: listing(
-                f"0x{n:X}=\t{p.level}\t{3 if p.of_axis else 1}\t{p.kind}\t{p.what}" for n, p in PARAMETERS.items()
+                f"0x{n:X}=\t{p.level}\t{3 if p.of_axis else 1}\t{p.kind}\t{p.what}" for n, p in self._known.items()
             ),
         }
 
@@ -97,7 +102,7 @@ class Parameters:
 
     def _find(self, item: str, text: str) -> tuple[Axis | None, int]:
         parameter = integer(text, 0, 2**32)
-        expect(parameter in PARAMETERS, gcs.UNKNOWN_PARAMETER)
+        expect(parameter in self._known, gcs.UNKNOWN_PARAMETER)
         if PARAMETERS[parameter].of_axis:
             return self._stage.axis(item), parameter
         expect(item == "1", gcs.BAD_AXIS)
@@ -125,7 +130,7 @@ class Parameters:
     def _read(self, args: list[str]) -> str:
         if not args:
             items = {True: list(self._stage.names), False: ["1"]}
-            args = [word for n, p in PARAMETERS.items() for item in items[p.of_axis] for word in (item, hex(n))]
+            args = [word for n, p in self._known.items() for item in items[p.of_axis] for word in (item, hex(n))]
         found = [(item, text, *self._find(item, text)) for item, text in groups(args, 2)]
         return gcs.format_items(
             # leading zeros are dropped, and the x is as it was asked

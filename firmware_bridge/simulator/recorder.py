@@ -30,8 +30,14 @@ TABLES, MAX_POINTS = 8, 262_144
 POINTS = MAX_POINTS // TABLES
 NOTHING, TARGET, POSITION, ERROR = 0, 1, 2, 3
 OPTIONS = {NOTHING: "Nothing", TARGET: "Target Position", POSITION: "Current Position", ERROR: "Position Error"}
-BY_DEFAULT, BY_MOVES, BY_NEXT_MOVE, AT_ONCE = 0, 1, 2, 4
-TRIGGERS = {BY_DEFAULT: "default", BY_MOVES: "any move", BY_NEXT_MOVE: "next move", AT_ONCE: "immediately"}
+BY_DEFAULT, BY_MOVES, BY_NEXT_COMMAND, AT_ONCE, BY_NEXT_MOVE = 0, 1, 2, 4, 6
+TRIGGERS = {
+    BY_DEFAULT: "default",
+    BY_MOVES: "any command changing target position",
+    BY_NEXT_COMMAND: "next command, reset trigger after execution",
+    AT_ONCE: "trigger immediately",
+    BY_NEXT_MOVE: "any command changing target position, reset trigger after execution",
+}
 
 
 class Recorder:
@@ -72,6 +78,12 @@ class Recorder:
             "TNR?": fixed(f"{TABLES}\n"),
             "HDR?": fixed(_help()),
         }
+
+    def commanded(self) -> None:
+        """A command comes, whatever it is."""
+        if self._trigger == BY_NEXT_COMMAND:
+            self._trigger = BY_DEFAULT
+            self.start()
 
     def moved(self) -> None:
         """A command has changed a target."""
@@ -138,7 +150,7 @@ class Recorder:
     def _set_trigger(self, args: list[str]) -> str:
         for table, source, _ in groups(args, 3):
             integer(table, 0, TABLES, code=BAD_TABLE)
-            trigger = integer(source, 0, 4)
+            trigger = integer(source, 0, 6)
             expect(trigger in TRIGGERS, gcs.OUT_OF_RANGE)
             self._trigger = trigger
         if self._trigger == AT_ONCE:

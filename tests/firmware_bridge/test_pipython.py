@@ -197,6 +197,7 @@ def test_its_data_recorder_tool_records_a_step(ready):
 
     device, axis = ready.device, ready.axes[0]
     pitools.moveandwait(device, axis, 10.0)
+    device.timeout = 500  # ms, for it asks for a parameter that an E-727 does not have
     # Again a context manager, for it registers with the class of all gateways.
     with datarectools.Datarecorder(device) as recorder:
         recorder.numvalues = 200

@@ -57,7 +57,7 @@ def test_the_recorder_is_full_after_its_share_of_the_points(simulator, clock):
     assert simulator.feed(b"DRL? 1 8\nTNR?\n") == b"1=32768 \n8=32768\n8\n"
 
 
-@pytest.mark.parametrize(("trigger", "recorded"), [(0, [0, 0]), (1, [1, 1]), (2, [1, 101])])
+@pytest.mark.parametrize(("trigger", "recorded"), [(0, [0, 0]), (1, [1, 1]), (6, [1, 101])])
 def test_moves_trigger_as_drt_says(simulator, clock, trigger, recorded):
     simulator.feed(f"RTR 20\nDRT 1 {trigger} 0\n".encode())
     lengths = []
@@ -66,6 +66,12 @@ def test_moves_trigger_as_drt_says(simulator, clock, trigger, recorded):
         lengths.append(int(simulator.feed(b"DRL? 1\n").split(b"=")[1]))
         clock.advance(0.1)
     assert lengths == recorded
+
+
+def test_the_next_command_of_any_kind_triggers(simulator, clock):
+    assert simulator.feed(b"DRT 0 2 0\nDRL? 1\nDRT? 1\n") == b"1=0\n1=0 0\n"
+    clock.advance(0.0001)
+    assert simulator.feed(b"DRL? 1\n") == b"1=3\n"
 
 
 def test_a_wave_generator_starts_the_recorder(simulator, clock):
@@ -104,8 +110,8 @@ def test_what_makes_no_sense_is_refused(simulator, sent, code):
 
 
 def test_settings_are_told(simulator):
-    simulator.feed(b"DRC 2 3 1\nRTR 7\nDRT 0 2 0\n")
-    assert simulator.feed(b"DRC? 1 2\nRTR?\nDRT? 1\n") == b"1=1 2 \n2=3 1\n7\n1=2 0\n"
+    simulator.feed(b"DRC 2 3 1\nRTR 7\nDRT 0 6 0\n")
+    assert simulator.feed(b"DRC? 1 2\nRTR?\nDRT? 1\n") == b"1=1 2 \n2=3 1\n7\n1=6 0\n"
 
 
 def test_an_empty_recorder_is_an_empty_array(simulator):
