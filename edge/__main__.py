@@ -277,7 +277,7 @@ def check_config(*, path: Path | None, json_path: str | None) -> None:
 @json_option
 def doctor(*, selftest: bool, json_path: str | None, **options: Any) -> None:
     """Say what is installed, what is present and what is missing."""
-    from edge.doctor import examine, print_checks, print_report, required_versions
+    from edge.doctor import examine, packages, print_checks, print_report
 
     with errors_as_exit_codes():
         config = config_from(**options)
@@ -289,7 +289,9 @@ def doctor(*, selftest: bool, json_path: str | None, **options: Any) -> None:
             return
         from edge.selftest import self_test
 
-        report = self_test(config, versions=required_versions(), progress=lambda step: click.echo(step, err=True))
+        report = self_test(
+            config, packages=packages(config.engine.backend), progress=lambda step: click.echo(step, err=True)
+        )
         if json_path != "-":
             print_checks(report)
         print_json(json_path, report)

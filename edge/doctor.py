@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +18,7 @@ from serial.tools import list_ports
 
 from edge import __version__
 from edge.config import Config
-from edge.engine import INSTALL, find_bundle
+from edge.engine import INSTALL, Backend, find_bundle
 from edge.errors import ConfigError
 
 _PACKAGES = (
@@ -32,12 +33,35 @@ _PACKAGES = (
     "simplejpeg",
     "openvino",
 )
+_JETSON = "pip install 'superlens[jetson]'"
 _OPTIONAL = {
     "onnxruntime": INSTALL["onnxruntime"],
-    "tensorrt": "comes with JetPack",
-    "gpiozero": "pip install 'superlens[jetson]'",
+    "tensorrt": "comes with JetPack; a virtual environment sees it if made with --system-site-packages",
+    "pycuda": _JETSON,
+    "cuda-bindings": _JETSON,
+    "NVRTC": "apt install cuda-nvrtc-12-6 (JetPack 6) or cuda-nvrtc-13-0 (JetPack 7)",
+    "gpiozero": _JETSON,
     "torch": "pip install 'superlens[train]'  (training only)",
 }
+_NEEDED: dict[Backend, tuple[str, ...]] = {
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt": ("tensorrt", "pycuda", "cuda-bindings", "NVRTC"),
+}
+"""What each back end computes with: its figures mean little without these versions."""
+
+
+class Package(NamedTuple):
+    """A package or a library; ``version`` is None where it is not installed, ``how`` is how to get it.
+
+    ``needed`` is whether the instrument cannot do without it, ``computes`` whether its engine computes with it.
+    """
+
+    name: str
+    version: str | None
+    how: str
+    needed: bool
+    computes: bool
 
 
 def examine() -> dict[str, Any]:
@@ -59,9 +83,14 @@ def examine() -> dict[str, Any]:
     }
 
 
-def required_versions() -> dict[str, str]:
-    """Of the packages the appliance cannot do without; empty where one is missing."""
-    return {name: _version(name) or "" for name in _PACKAGES}
+def packages(backend: Backend) -> list[Package]:
+    """All that the appliance can use, and which of it a configuration with this back end has to have."""
+    computes = _NEEDED[backend]
+    every = dict.fromkeys(_PACKAGES, "pip install superlens") | _OPTIONAL
+    return [
+        Package(name, _version(name), how, needed=name in (*_PACKAGES, *computes), computes=name in computes)
+        for name, how in every.items()
+    ]
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -89,10 +118,32 @@ def print_checks(report: dict[str, Any]) -> None:
 
 
 def _version(package: str) -> str | None:
+    """Of what is there; None where it is not installed, or cannot be loaded."""
+    if package == "tensorrt":
+        return _tensorrt()
+    if package == "NVRTC":
+        return _nvrtc()
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _tensorrt() -> str | None:
+    """As imported: JetPack's package may be there while this Python, or its libraries, are not the right ones."""
+    try:
+        return str(importlib.import_module("tensorrt").__version__)
+    except (ImportError, OSError):
+        return None
+
+
+def _nvrtc() -> str | None:
+    """The compiler of the GPU's kernels, a library that cuda-bindings looks for."""
+    try:
+        _, major, minor = importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
+    except (ImportError, RuntimeError):
+        return None
+    return f"{major}.{minor}"
 
 
 def _processor() -> str:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -24,6 +24,7 @@ from edge.cameras import open_camera
 from edge.cameras.microscope import fitted
 from edge.config import Config
 from edge.devices import Camera, Engine
+from edge.doctor import Package
 from edge.engine import Backend, Hint, find_bundle, load_engine, manifest_of
 from edge.engine.builder import Job, default_plans
 from edge.engine.choice import LEAST_PSNR_DB, Choice
@@ -69,7 +70,7 @@ class System:
 def self_test(
     config: Config,
     *,
-    versions: Mapping[str, str],
+    packages: Sequence[Package],
     system: System = System(),
     progress: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = time.perf_counter,
@@ -80,8 +81,8 @@ def self_test(
     ----------
     config
         Its engine and its camera are tried; an engine of TensorRT is built where there is none, which takes minutes.
-    versions
-        Packages the appliance cannot do without; an empty version is one that is missing.
+    packages
+        What is installed; one that is needed and missing is a failure.
 
     Returns
     -------
@@ -93,7 +94,7 @@ def self_test(
     EdgeError
         The report cannot be written.
     """
-    checks = [_versions(versions), _gpu(), _l4t(), *_power(system), _temperature(system)]
+    checks = [_versions(packages), _gpu(), _l4t(), *_power(system), _temperature(system)]
     checks += _engine_checks(config, progress, clock)
     checks += [_serial(config, system), _gpio(config, system)]
     report: dict[str, Any] = {
@@ -114,11 +115,14 @@ def self_test(
     return report
 
 
-def _versions(versions: Mapping[str, str]) -> Check:
-    missing = [name for name, version in versions.items() if not version]
-    if missing:
-        return Check("versions", "FAILED", f"{', '.join(missing)} missing: pip install superlens", versions)
-    return Check("versions", "passed", f"superlens {__version__}, and all it needs", versions)
+def _versions(packages: Sequence[Package]) -> Check:
+    """Of all that is installed in the figures, of what the engine computes with in the words too."""
+    versions = {package.name: package.version or "not installed" for package in packages}
+    if missing := [package for package in packages if package.needed and package.version is None]:
+        words = "; ".join(f"{package.name} is missing: {package.how}" for package in missing)
+        return Check("versions", "FAILED", words, versions)
+    computes = ", ".join(f"{package.name} {package.version}" for package in packages if package.computes)
+    return Check("versions", "passed", f"superlens {__version__}, {computes}, and all else that it needs", versions)
 
 
 def _gpu() -> Check:

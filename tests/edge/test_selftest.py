@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from edge import selftest
 from edge.__main__ import main
 from edge.config import Config
+from edge.doctor import Package
 from edge.engine.openvino import OpenVinoEngine
 from edge.errors import EdgeError
 from edge.frames import Frame, Ledger
@@ -21,6 +22,8 @@ from edge.selftest import System, self_test
 from export.errors import PlanError
 from export.plan import Device
 from tests.tensorrt.models import make_precisions
+
+NUMPY = Package("numpy", "2", "", needed=True, computes=False)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +46,7 @@ def document(identity_bundle: Path, small_specimen: Path) -> dict[str, Any]:
 def run(document: dict[str, Any], *, system: System | None = None, **sections: dict[str, Any]) -> dict[str, Any]:
     merged = {**document, **{name: {**document.get(name, {}), **values} for name, values in sections.items()}}
     nowhere = System(Path("/nonexistent"), Path("/nonexistent"))
-    return self_test(Config.model_validate(merged), versions={"numpy": "2"}, system=system or nowhere)
+    return self_test(Config.model_validate(merged), packages=[NUMPY], system=system or nowhere)
 
 
 def outcomes(report: dict[str, Any]) -> dict[str, str]:
@@ -198,9 +201,18 @@ def test_a_port_and_a_chip_that_are_configured_have_to_be_there(document: dict[s
     assert checks(str(dev / "ttyUSB7"), 1) == {"serial port": "FAILED", "gpio": "FAILED"}
 
 
-def test_a_package_that_is_missing_fails() -> None:
-    check = selftest._versions({"numpy": "2", "openvino": ""})
-    assert (check.outcome, check.words) == ("FAILED", "openvino missing: pip install superlens")
+def test_a_package_that_is_missing_fails_if_it_is_needed() -> None:
+    pycuda = Package("pycuda", None, "pip install 'superlens[jetson]'", needed=True, computes=True)
+    check = selftest._versions([NUMPY, pycuda])
+    assert (check.outcome, check.words) == ("FAILED", "pycuda is missing: pip install 'superlens[jetson]'")
+    assert selftest._versions([NUMPY, pycuda._replace(needed=False, computes=False)]).outcome == "passed"
+
+
+def test_the_versions_that_the_engine_computes_with_are_in_the_words() -> None:
+    nvrtc = Package("NVRTC", "12.6", "", needed=True, computes=True)
+    check = selftest._versions([NUMPY, nvrtc, Package("torch", None, "", needed=False, computes=False)])
+    assert ", NVRTC 12.6, and all else" in check.words
+    assert check.figures == {"numpy": "2", "NVRTC": "12.6", "torch": "not installed"}
 
 
 @pytest.mark.usefixtures("no_gpu")
