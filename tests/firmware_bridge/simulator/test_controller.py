@@ -6,13 +6,14 @@ import math
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware_bridge import gcs
 from firmware_bridge.errors import OutOfRangeError
 from firmware_bridge.position import PositionUm
 from firmware_bridge.simulator import Simulator
+from firmware_bridge.simulator.dialects import COMMANDS
 
 QUIET = PositionUm(0.0, 0.0, 0.0)
 ON = {"e727": b"SVO 1 1 2 1 3 1\n", "e517": b"ONL 1 1 2 1 3 1\nVCO A 1 B 1 C 1\nSVO A 1 B 1 C 1\n"}
@@ -189,6 +190,34 @@ def test_no_bytes_break_the_firmware(data):
     simulator.feed(data + b"\n")
     answer = simulator.feed(b"ERR?\nERR?\n")
     assert answer.endswith(b"\n0\n")
+    assert all(map(math.isfinite, simulator.pose_um()))
+
+
+WORDS = ["1", "2", "3", "A", "0", "-1", "0.5", "50", "1e3", "nan", "1e400", "0x7000900", "0x18000300", "X", "&", "ZERO"]
+WORDS += ["PNT", "LIN", "RAMP", "SIN_P", "advanced", "ALL", "100", "4", "8", "9", "20"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(list(gcs.PROFILES)),
+    st.lists(
+        st.tuples(
+            st.sampled_from(COMMANDS["e517"]), st.lists(st.sampled_from(WORDS), max_size=9), st.integers(0, 10**8)
+        ),
+        max_size=12,
+    ),
+)
+def test_no_command_breaks_the_firmware_whatever_its_arguments_and_when_it_comes(profile, commands):
+    now_ns = [0]
+    simulator = Simulator(profile, clock=lambda: now_ns[0])
+    simulator.on_pulse(lambda *pulse: None)
+    simulator.feed(ON[profile] + b"WAV 1 X RAMP 100 5 45 100 0 4 50\nWSL 1 1\nCTO 1 3 2 2 3 3 3 3 4\n")
+    for name, words, later_ns in commands:
+        simulator.feed(" ".join([name, *words]).encode() + b"\n")
+        now_ns[0] += later_ns
+        simulator.next_event_ns()
+        simulator.advance()
+    assert simulator.feed(b"ERR?\nERR?\n").endswith(b"\n0\n")
     assert all(map(math.isfinite, simulator.pose_um()))
 
 
