@@ -30,6 +30,9 @@ class GuardedStage(Protocol):
     def move_to(self, target_um: PositionUm, *, timeout_s: float = ...) -> PositionUm:
         """At rest when it returns; asks the interlock before it sends anything."""
 
+    def set_velocity(self, *, velocity_um_s: float) -> None:
+        """Of all axes."""
+
     def stop(self) -> None:
         """Stop at once."""
 
@@ -96,7 +99,7 @@ def approach(stage: GuardedStage, signal: ContactSignal, interlock: Interlock, *
     """Bring the sample to the sphere in small steps of z, with fresh samples after each, until the set point.
 
     It ends at the first step at which all of `debounce` samples are at the set point, so it overshoots by one step at
-    most. The interlock bounds steps, way and time; beyond them, or when a sample fails to come, it retracts.
+    most. The interlock bounds steps, way, time and velocity; beyond them, or when a sample fails to come, it retracts.
 
     Parameters
     ----------
@@ -126,6 +129,7 @@ def approach(stage: GuardedStage, signal: ContactSignal, interlock: Interlock, *
     target_um = at_um
     steps = 0
     try:
+        _set_velocity(stage, interlock)
         while True:
             values_v = [sample.value_v for sample in signal.wait(signal.thresholds.debounce)]
             if all(value_v >= signal.thresholds.set_point_v for value_v in values_v):
@@ -159,7 +163,12 @@ def retract(stage: GuardedStage, interlock: Interlock) -> PositionUm:
     stage.park()
     at_um = stage.position_um()
     interlock.retracted(at_um)
+    _set_velocity(stage, interlock)
     return at_um
+
+
+def _set_velocity(stage: GuardedStage, interlock: Interlock) -> None:
+    stage.set_velocity(velocity_um_s=interlock.velocity_limit_um_s)
 
 
 @dataclass(frozen=True)

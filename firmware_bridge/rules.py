@@ -25,9 +25,9 @@ class Rules:
     z_sign : 1 or -1
         1 where PZT +z brings the sample towards the sphere.
     max_step_um, max_velocity_um_s : float
-        Of any axis, the sphere being away.
+        Of any axis, the sphere being away; the velocity is what the stage is set to then.
     engaged_step_um, engaged_z_step_um, engaged_velocity_um_s : float
-        The same while the sphere touches: sideways, along z, and how fast.
+        The same from the beginning of an approach until it is retracted: sideways, along z, and how fast.
     approach_step_um, approach_travel_um, approach_s : float
         One step of an approach, and how far and how long it may go.
     clear_um : float

@@ -13,7 +13,7 @@
                                     silent link (any state but DISARMED), lost(why) once it approaches
 
 A fault is latched first, so that nothing may move any more, and then retracts: stop, then PZT z and focus in the order
-that the mount of the sphere wants. What may move where:
+that the mount of the sphere wants. So does a loss, unless the sphere is lifted. What may move where:
 
     always        a pure retraction: z away from the sphere, x and y where they are; the focus stage away
     DISARMED      nothing else
@@ -115,8 +115,6 @@ class Interlock:
         self._approach_from = (0.0, 0.0)  # z in um, and the instant
         self._nearest_z_um = 0.0  # how near to the sphere an approach went
 
-    # -- what it says ---------------------------------------------------------------------------------------------
-
     @property
     def state(self) -> State:
         """Where it stands."""
@@ -132,6 +130,16 @@ class Interlock:
         """How fast the PZT may move now."""
         near = self._state in (State.APPROACHING, State.ENGAGED)
         return self.rules.engaged_velocity_um_s if near else self.rules.max_velocity_um_s
+
+    def check_armed(self) -> None:
+        """Refuse (RefusedError) unless it is armed and the PZT controller answers: a search asks before each step."""
+        if self._state is State.FAULT:
+            raise RefusedError(f"a fault is latched ({self._why}): a person has to look and reset it")
+        if self._state is State.DISARMED:
+            reason = f" ({self._why})" if self._why else ""
+            raise RefusedError(f"not armed{reason}: check that nothing can collide, then arm")
+        if self._age_s(self._polled_s) > self.rules.poll_timeout_s:
+            raise RefusedError(f"the PZT controller did not answer for {self.rules.poll_timeout_s:g} s")
 
     def check_velocity(self, velocity_um_s: float) -> None:
         """Refuse a velocity that is not allowed now (OutOfRangeError)."""
@@ -160,7 +168,7 @@ class Interlock:
         if sideways_um <= self.rules.hold_um and towards_um <= 0:
             return
         with self._lock:
-            self._require_armed()
+            self.check_armed()
             if self._state is State.ARMED:
                 self._check_step(max(sideways_um, abs(towards_um)), self.rules.max_step_um)
                 if self.rules.contact and not self._lifted and towards_um > self.rules.hold_um:
@@ -214,27 +222,34 @@ class Interlock:
         if target_um >= here_um:
             return
         with self._lock:
-            self._require_armed()
+            self.check_armed()
             if self.rules.mount == "objective" and self._state is not State.ARMED:
                 raise RefusedError(
                     f"the objective carries the sphere and is {self._state.value}: it does not go nearer; retract first"
                 )
-
-    # -- what it is told ------------------------------------------------------------------------------------------
 
     def polled(self) -> None:
         """An exchange with the PZT controller succeeded. Takes no lock, so it may be called with any lock held."""
         self._polled_s = self._clock()
 
     def lost(self, why: str) -> None:
-        """The servo was found off, the controller rebooted, or its link broke: position and contact are unknown."""
+        """The servo was found off, the controller rebooted, or its link broke: position and contact are unknown.
+
+        Near the sphere that is a fault. Otherwise it disarms, and retracts what still can be, unless the sphere is
+        lifted.
+        """
         with self._lock:
-            self._polled_s, self._lifted = None, False
-            if self._state in (State.DISARMED, State.ARMED):
+            self._polled_s = None
+            lifted, self._lifted = self._lifted, False
+            was = self._state
+            if was in (State.DISARMED, State.ARMED):
                 self._state, self._why = State.DISARMED, why
-                log.warning("disarmed: %s", why)
-                return
-        self._fault(f"near the sphere, {why}")
+        if was in (State.APPROACHING, State.ENGAGED):
+            self._fault(f"near the sphere, {why}")
+        elif was is State.ARMED:
+            log.warning("disarmed: %s", why)
+            if not lifted:
+                self._retract()
 
     def sampled(self) -> None:
         """A contact sample came, and is below the overload."""
@@ -248,7 +263,7 @@ class Interlock:
         self._fault(why)
 
     def sphere_lifted(self, *, by: str) -> None:
-        """A person says that the sphere is lifted. Holds until it approaches, a fault, or a loss of the controller."""
+        """A person says that the sphere is lifted. Holds until it is armed or approaches, or something goes wrong."""
         self._named(by)
         with self._lock:
             if self._state in (State.APPROACHING, State.ENGAGED):
@@ -274,7 +289,7 @@ class Interlock:
                 raise RefusedError("the position is unknown: reconnect to the PZT controller and read it, then arm")
             if self.rules.contact:
                 self._require_contact()
-            self._state, self._why = State.ARMED, None
+            self._state, self._why, self._lifted = State.ARMED, None, False
         log.info("armed by %s", by)
 
     def begin_approach(self, here_um: PositionUm) -> None:
@@ -336,14 +351,15 @@ class Interlock:
         if why is not None:
             self._fault(why)
 
-    # -- inside ---------------------------------------------------------------------------------------------------
-
     def _fault(self, why: str) -> None:
         with self._lock:
             if self._state is State.FAULT:
                 return
             self._state, self._why, self._lifted = State.FAULT, why, False
         log.error("FAULT: %s; stopping and retracting", why)
+        self._retract()
+
+    def _retract(self) -> None:
         actions: list[tuple[str, Callable[[], None]]] = [("stop", self._stage.stop)]
         z: tuple[str, Callable[[], None]] = ("retract z", self._stage.retract_z)
         up = [] if self._focus is None else [("lift the focus", self._focus.focus_up)]
@@ -384,15 +400,6 @@ class Interlock:
     def _require(self, state: State, what: str) -> None:
         if self._state is not state:
             raise RefusedError(f"{what} only when {state.value}, and this is {self._state.value}")
-
-    def _require_armed(self) -> None:
-        if self._state is State.FAULT:
-            raise RefusedError(f"a fault is latched ({self._why}): a person has to look and reset it")
-        if self._state is State.DISARMED:
-            reason = f" ({self._why})" if self._why else ""
-            raise RefusedError(f"not armed{reason}: check that nothing can collide, then arm")
-        if self._age_s(self._polled_s) > self.rules.poll_timeout_s:
-            raise RefusedError(f"the PZT controller did not answer for {self.rules.poll_timeout_s:g} s")
 
     def _require_contact(self) -> None:
         if self._overloaded or self._age_s(self._sampled_s) > self.rules.contact_timeout_s:

@@ -72,6 +72,10 @@ class Bench:
             raise StoppedError("stopped")
         return self.at_um
 
+    def set_velocity(self, *, velocity_um_s: float) -> None:
+        self.interlock.check_velocity(velocity_um_s)
+        self.velocity_um_s = velocity_um_s
+
     def stop(self) -> None:
         self.done.append(("stop", self.now_s))
         self.stopped = True
@@ -143,6 +147,16 @@ def test_a_stage_that_is_wired_the_other_way_round_approaches_from_above():
     assert retract(bench, bench.interlock).z == 10.0
 
 
+def test_the_stage_is_slower_from_the_beginning_of_an_approach_until_it_is_retracted():
+    bench = Bench(rules={"max_velocity_um_s": 800.0, "engaged_velocity_um_s": 50.0})
+    bench.on_move = lambda: velocities.append(bench.velocity_um_s)
+    velocities: list[float] = []
+    approach(bench, bench.monitor, bench.interlock)
+    assert set(velocities) == {50.0}
+    retract(bench, bench.interlock)
+    assert bench.velocity_um_s == 800.0
+
+
 def test_an_approach_that_finds_nothing_retracts_and_says_how_far_it_went():
     bench = Bench(touch_z_um=9.0, rules={"approach_travel_um": 0.5})
     with pytest.raises(OutOfRangeError, match=r"no contact within 0\.5 um"):
@@ -192,9 +206,10 @@ def test_a_step_that_is_too_large_is_refused_before_anything_moves(step_um):
 def test_nothing_approaches_before_it_is_armed():
     bench = Bench()
     bench.interlock.lost("a test")
+    before_um = bench.at_um
     with pytest.raises(RefusedError, match="armed"):
         approach(bench, bench.monitor, bench.interlock)
-    assert bench.at_um.z == 6.0
+    assert bench.at_um == before_um
 
 
 # -- overload ---------------------------------------------------------------------------------------------------------

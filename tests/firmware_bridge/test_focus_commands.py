@@ -154,3 +154,4 @@ def test_whatever_ends_a_held_contact_it_is_retracted_before_the_command_ends(mo
     _, simulator, interlock = opened[0]
     assert simulator.pose_um().z == pytest.approx(0.0, abs=0.01)
     assert interlock.state is State.ARMED
+    assert interlock.rules.max_velocity_um_s == 1000.0, "the controller's own velocity, which it has again"

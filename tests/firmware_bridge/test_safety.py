@@ -160,12 +160,14 @@ def test_the_servo_is_not_closed_near_the_sphere_nor_in_a_fault(state):
         Bench("objective").to(state).check_servo()
 
 
-@pytest.mark.parametrize("end", ["lost", "approach", "fault"])
+@pytest.mark.parametrize("end", ["arm", "lost", "approach", "fault"])
 def test_a_persons_word_that_the_sphere_is_lifted_does_not_last_for_ever(end):
     bench = Bench("cantilever")
-    interlock = bench.to(State.ARMED)
+    interlock = bench.to(State.DISARMED if end == "arm" else State.ARMED)
     interlock.sphere_lifted(by=ME)
-    if end == "lost":
+    if end == "arm":
+        interlock.arm(by=ME)
+    elif end == "lost":
         interlock.lost("rebooted")
     elif end == "approach":
         interlock.begin_approach(HERE)
@@ -212,6 +214,19 @@ def test_losing_the_controller_disarms_and_nothing_moves_until_it_is_armed_knowi
         interlock.check_move(HERE, moved(x=1))
     interlock.arm(by=ME)
     interlock.check_move(HERE, moved(x=1))
+
+
+@pytest.mark.parametrize("lifted", [True, False])
+def test_losing_the_controller_retracts_unless_the_sphere_is_lifted(lifted):
+    bench = Bench("objective")
+    interlock = bench.to(State.ARMED)
+    if lifted:
+        interlock.sphere_lifted(by=ME)
+    interlock.lost("the link broke")
+    assert bench.parts.done == ([] if lifted else ["stop", "focus", "z"])
+    bench.parts.done.clear()
+    interlock.lost("the link broke")
+    assert bench.parts.done == []
 
 
 def test_it_starts_disarmed_and_knows_no_position():
@@ -499,7 +514,7 @@ def test_no_sequence_of_events_takes_an_arrow_that_is_not_drawn_or_moves_what_mu
     order = ["stop", "z", "focus"] if mount == "cantilever" else ["stop", "focus", "z"]
     creeping = HERE
     for name, *arguments in sequence:
-        before = interlock.state
+        before, lifted = interlock.state, interlock._lifted
         parts.done.clear()
         try:
             if name == "wait":
@@ -531,4 +546,5 @@ def test_no_sequence_of_events_takes_an_arrow_that_is_not_drawn_or_moves_what_mu
         assert after is before or after in ARROWS.get((name, before), set()), (name, before, after)
         if name not in ("move", "creep"):
             entered = after is State.FAULT and before is not State.FAULT
-            assert parts.done == (order if entered else [])
+            disarmed = name == "lost" and before is State.ARMED and not lifted
+            assert parts.done == (order if entered or disarmed else [])
