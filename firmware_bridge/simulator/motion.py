@@ -46,13 +46,14 @@ class Stretch:
         w, the closed-loop bandwidth.
     """
 
-    __slots__ = ("_a", "_b", "_base_um", "omega_rad_s", "ramp")
+    __slots__ = ("_a", "_b", "_base_um", "_settles", "omega_rad_s", "ramp")
 
     def __init__(self, ramp: Ramp, at_um: float, speed_um_s: float, omega_rad_s: float) -> None:
         self.ramp, self.omega_rad_s = ramp, omega_rad_s
         self._base_um = ramp.from_um - 2.0 * ramp.velocity_um_s / omega_rad_s
         self._a = at_um - self._base_um
         self._b = speed_um_s - ramp.velocity_um_s + omega_rad_s * self._a
+        self._settles: tuple[float, float, float] | None = None  # the last answer, and to what
 
     def state(self, t_s: float) -> tuple[float, float]:
         """Position (um) and speed (um/s) of the stage."""
@@ -97,6 +98,11 @@ class Stretch:
         """From when on the stage has been within its tolerance for all of the settling time; infinity: never."""
         if self.ramp.velocity_um_s:
             return math.inf
+        if self._settles is None or self._settles[:2] != (tolerance_um, settling_s):
+            self._settles = (tolerance_um, settling_s, self._settling_s(tolerance_um) + settling_s)
+        return self._settles[2]
+
+    def _settling_s(self, tolerance_um: float) -> float:
         inside_s = self.ramp.begin_s
         for piece in self.pieces(self.ramp.begin_s, math.inf):
             for edge_um in (self.ramp.from_um - tolerance_um, self.ramp.from_um + tolerance_um):
@@ -104,7 +110,7 @@ class Stretch:
         rest_s = min(self.ramp.end_s, self.ramp.begin_s + TRANSIENT / self.omega_rad_s)
         if abs(self.state(rest_s)[0] - self.ramp.from_um) > tolerance_um:
             return math.inf
-        return inside_s + settling_s
+        return inside_s
 
 
 class Piece(NamedTuple):

@@ -180,7 +180,8 @@ class Server:
         full = self._out.waiting_bytes + len(self._leaving) > BACKLOG_BYTES
         readable = [self._awake, *([] if deaf else self._wire.sources(reading=not full))]
         writable = [self._wire.client] if self._leaving and self._wire.client is not None else []
-        ready, free, _ = select.select(readable, writable, [], self._patience_s())
+        event_ns = self.simulator.next_event_ns()
+        ready, free, _ = select.select(readable, writable, [], self._patience_s(event_ns))
         if self._awake in ready:
             if not os.read(self._awake, 4096):
                 return False
@@ -199,8 +200,9 @@ class Server:
             return True
         now_ns = time.monotonic_ns()
         self._in.push(now_ns, data, cut=b"\n" + gcs.CONTROL_BYTES)
-        self.simulator.advance()
-        self._out.push(now_ns, self.simulator.feed(self._in.pop(now_ns)))
+        arrived = self._in.pop(now_ns)
+        if arrived or (event_ns is not None and self.simulator.clock() >= event_ns):
+            self._out.push(now_ns, self.simulator.feed(arrived))
         self._leaving += self._out.pop(time.monotonic_ns())
         if self._leaving and (free or not writable):
             self._leaving = self._leaving[self._wire.send(self._leaving) :]
@@ -210,12 +212,11 @@ class Server:
             self._replug_ns = time.monotonic_ns() + unplugged_s * 1e9 if unplugged_s else 0
         return True
 
-    def _patience_s(self) -> float | None:
+    def _patience_s(self, event_ns: int | None) -> float | None:
         """How long nothing happens by itself."""
         now_ns = time.monotonic_ns()
         times_ns = [self._in.next_ns(), self._out.next_ns(), int(self._replug_ns) or None]
         waits_ns = [t_ns - now_ns for t_ns in times_ns if t_ns is not None]
-        event_ns = self.simulator.next_event_ns()
         if event_ns is not None:
             waits_ns.append(event_ns - self.simulator.clock())
         return max(0.0, min(waits_ns) / 1e9) if waits_ns else None
