@@ -97,6 +97,7 @@ class Engine(Protocol):
     manifest: Manifest
     backend: str
     precision: str
+    copies_per_frame: int
     passes_per_frame: int
 
     def allocate(self, slots: int) -> FramePool:

@@ -106,7 +106,7 @@ def _check_tiles(task: _Task, bundle: Bundle, engine: EngineConfig, tile_px: int
     if max(task.shape) <= tile_px:
         return
     try:
-        check_tiles(bundle, engine.precision, backend=engine.backend, pixel_format=task.stack.format, tile_px=tile_px)
+        check_tiles(bundle, engine.precision, backend=engine.backend, tile_px=tile_px)
     except ConfigError as exc:
         height, width = task.shape
         raise ConfigError(

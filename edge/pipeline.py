@@ -174,7 +174,8 @@ def _infer(
     begun_ns = clock_ns()
     outputs = engine.infer(frame.pixels)
     engine_s = (clock_ns() - begun_ns) / 1e9
-    ledger = Ledger(frame.ledger.copies, frame.ledger.passes + engine.passes_per_frame)
+    spent = frame.ledger
+    ledger = Ledger(spent.copies + engine.copies_per_frame, spent.passes + engine.passes_per_frame)
     tile = Tile(outputs, frame.index, frame.position_um, ledger)
     meter.enhanced(engine_s, ledger)
     for sink in sinks:

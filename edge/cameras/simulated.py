@@ -269,9 +269,9 @@ def _filters(pixel_format: PixelFormat, shape_px: tuple[int, int]) -> Image:
     if not pixel_format.startswith("bayer"):
         return np.ones((1, 1), np.float32)
     # The name is the first row's; the second has what the first has not, green below the other colour.
-    first, second = pixel_format[len("bayer_") : -1]
-    below = {"rg": "gb", "gr": "bg", "gb": "rg", "bg": "gr"}[first + second]
-    tile = np.array([[FILTERS[colour] for colour in row] for row in (first + second, below)], np.float32)
+    above = pixel_format[len("bayer_") : -1]
+    below = {"rg": "gb", "gr": "bg", "gb": "rg", "bg": "gr"}[above]
+    tile = np.array([[FILTERS[colour] for colour in row] for row in (above, below)], np.float32)
     height, width = shape_px
     return np.tile(tile, (-(-height // 2), -(-width // 2)))[:height, :width]
 

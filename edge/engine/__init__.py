@@ -171,17 +171,24 @@ def load_engine(
     EngineError
         The back end is not installed, or it cannot run the model.
     """
+    if pixel_format == "rgb8" and frame_shape_px[2:] == (3,):
+        frame_shape_px = frame_shape_px[:2]  # of which the network is given one channel
+    counts = Counts(frame_shape_px, pixel_format, bit_depth, dark, flat)
+    return load_for(bundle, counts, backend=backend, precision=precision, hint=hint)
+
+
+def load_for(bundle: Bundle, counts: Counts, *, backend: Backend, precision: Precision, hint: Hint) -> Engine:
+    """`load_engine` for what a slot holds."""
+    pixel_format, bit_depth = counts.pixel_format, counts.bit_depth
     storage_bits = LAYOUTS[pixel_format].depth
     if not 1 <= bit_depth <= storage_bits:
         raise ConfigError(
             f"A bit depth of {bit_depth} does not fit {pixel_format}: expected 1 to {storage_bits}. "
             "Leave --bit-depth out, or give the camera's own."
         )
-    if pixel_format == "rgb8" and frame_shape_px[2:] == (3,):
-        frame_shape_px = frame_shape_px[:2]  # of which the network is given one channel
     manifest = manifest_of(bundle, precision)
     path = model_path(bundle, precision)
-    check_shape(manifest, frame_shape_px, what="The camera")
+    check_shape(manifest, counts.shape_px, what="The camera")
     module, name = BACKENDS[backend].split(":")
     try:
         build = cast("Callable[..., Engine]", getattr(importlib.import_module(module), name))
@@ -192,4 +199,4 @@ def load_engine(
             f"The engine back end {backend!r} is not installed. Install it: {INSTALL[backend]}. "
             "Nothing else is used in its place."
         ) from exc
-    return build(path, manifest, Counts(frame_shape_px, pixel_format, bit_depth, dark, flat), hint=hint)
+    return build(path, manifest, counts, hint=hint)

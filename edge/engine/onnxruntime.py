@@ -34,6 +34,7 @@ class OnnxRuntimeEngine:
     """
 
     backend = "onnxruntime"
+    copies_per_frame = 0
 
     def __init__(
         self,

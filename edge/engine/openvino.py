@@ -20,7 +20,13 @@ from export.manifest import Manifest
 
 _TYPE = {np.uint8: ov.Type.u8, np.uint16: ov.Type.u16}
 _BY_THE_GRAPH = ("mono8", "mono16", "rgb8")
-"""Formats that nodes of the graph prepare. Bits of packed ones and Bayer sites take a pass of numpy."""
+
+
+def _by_the_graph(counts: Counts) -> bool:
+    """Whether nodes of the graph prepare. Bits of packed formats, Bayer sites, and corrections that differ from one
+    frame to the next take a pass of numpy.
+    """
+    return counts.pixel_format in _BY_THE_GRAPH and not (counts.tiles and counts.corrected)
 
 
 class OpenVinoEngine:
@@ -38,6 +44,7 @@ class OpenVinoEngine:
     """
 
     backend = "openvino"
+    copies_per_frame = 0
 
     def __init__(
         self,
@@ -68,9 +75,8 @@ class OpenVinoEngine:
             self.light: NDArray[np.float32] | None = self._request.get_tensor(_LIGHT).data if light_given else None
         except RuntimeError as exc:
             raise EngineError(f"OpenVINO {ov.__version__} cannot run {path}: {exc}") from exc
-        self._input: NDArray[np.float32] | None = None
-        if counts.pixel_format not in _BY_THE_GRAPH:
-            self._input = aligned_empty((1, 1, *counts.shape_px), np.float32)
+        self._input = _network_input(counts)
+        if self._input is not None:
             self._request.set_input_tensor(0, ov.Tensor(self._input, shared_memory=True))
         self.passes_per_frame = 0 if self._input is None else 1
         self._tensors: dict[int, ov.Tensor] = {}
@@ -127,12 +133,16 @@ class OpenVinoLight:
             model = cut.light()
             model.reshape([1, 1, *counts.shape_px])
             model = _with_counts(model, manifest.model_copy(update={"outputs": ()}), counts)
+            self._counts, self._input = counts, _network_input(counts)
             self._request = _compiled(core, model, _arithmetic(core, hint)).create_infer_request()
         except RuntimeError as exc:
             raise EngineError(f"OpenVINO {ov.__version__} cannot run {path}: {exc}") from exc
 
     def infer(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """(1, channels, rows of cells, columns of cells), valid until the next call. ``pixels`` is any whole frame."""
+        if self._input is not None:
+            self._counts.to_network(pixels, self._input[0, 0])
+            pixels = self._input
         shape = self._request.get_input_tensor().shape
         try:
             self._request.infer([ov.Tensor(np.ascontiguousarray(pixels).reshape(shape), shared_memory=True)])
@@ -252,6 +262,11 @@ def _arithmetic(core: ov.Core, hint: str) -> str:
     return ("bf16" if has_bf16 else "f32") if hint == "auto" else hint
 
 
+def _network_input(counts: Counts) -> NDArray[np.float32] | None:
+    """Memory for what numpy prepares; None where the graph does."""
+    return None if _by_the_graph(counts) else aligned_empty((1, 1, *counts.shape_px), np.float32)
+
+
 def _compiled(core: ov.Core, model: ov.Model, precision: str) -> ov.CompiledModel:
     options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     return core.compile_model(model, "CPU", options)
@@ -280,7 +295,7 @@ def _with_counts(model: ov.Model, manifest: Manifest, counts: Counts) -> ov.Mode
         return ops.round(ops.multiply(node, constant(counts.full_scale)), "half_to_even").output(0)
 
     steps = PrePostProcessor(model)
-    if counts.pixel_format in _BY_THE_GRAPH:
+    if _by_the_graph(counts):
         tensor = steps.input(0).tensor()
         tensor.set_element_type(_TYPE[counts.dtype])
         if counts.pixel_format == "rgb8":

@@ -23,6 +23,7 @@ class Counts:
     shape_px : (height, width) of the picture; a slot's own is `slot_shape_px`.
     pixel_format, bit_depth : full scale is 2**bit_depth - 1 counts.
     dark : (height, width) counts, or None. flat : (height, width) relative gain, positive, or None.
+    tiles : the frames are parts of larger ones, and what dark and flat hold is written over from one to the next.
     """
 
     shape_px: tuple[int, ...]
@@ -30,6 +31,20 @@ class Counts:
     bit_depth: int
     dark: NDArray[np.float32] | None = None
     flat: NDArray[np.float32] | None = None
+    tiles: bool = False
+
+    @property
+    def corrected(self) -> bool:
+        """Whether there is a dark or a flat."""
+        return self.dark is not None or self.flat is not None
+
+    def cut(self, pixels: NDArray[Any], rows: slice, columns: slice) -> NDArray[Any]:
+        """A view of the slot of a part, which begins with a byte: in every format a multiple of 8 px does."""
+        if LAYOUTS[self.pixel_format].packed:
+            width = columns.stop - columns.start
+            start = columns.start * LAYOUTS[self.pixel_format].bits // 8
+            columns = slice(start, start + slot_shape(self.pixel_format, (1, width))[1])
+        return pixels[rows, columns]
 
     @property
     def dtype(self) -> type[np.uint8] | type[np.uint16]:
@@ -55,7 +70,7 @@ class Counts:
         """Write ``(counts - dark) / flat / full scale`` into ``out``: 0..1 for counts within full scale."""
         scale = np.float32(1 / self.full_scale)
         counts = one_channel(pixels, self.pixel_format, self.shape_px[1])
-        if self.dark is None and self.flat is None:
+        if not self.corrected:
             np.multiply(counts, scale, out=out)
             return
         np.subtract(counts, np.float32(0) if self.dark is None else self.dark, out=out, casting="unsafe")

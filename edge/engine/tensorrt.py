@@ -50,6 +50,7 @@ class TensorRtEngine:
     """
 
     backend = "tensorrt"
+    copies_per_frame = 0
     passes_per_frame = 0
 
     def __init__(

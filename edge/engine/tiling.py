@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.devices import Engine
-from edge.engine import Backend, Hint, load_engine, manifest_of, model_path
+from edge.engine import Backend, Hint, load_for, manifest_of, model_path
 from edge.engine.openvino import DEPENDS_ON_ALL, OpenVinoEngine, OpenVinoLight, check_cut, reads_the_whole_frame
 from edge.engine.prepare import Counts
 from edge.errors import ConfigError
-from edge.frames import LAYOUTS, FramePool, PixelFormat, aligned_empty
+from edge.frames import FramePool, PixelFormat, aligned_empty
 from export.manifest import Bundle, Manifest, Precision
 
 TILE_PX = 2048
@@ -86,9 +86,13 @@ def load_tiled(
     backend: Backend = "openvino",
     precision: Precision = "fp32",
     hint: Hint = "auto",
+    dark: NDArray[np.float32] | None = None,
+    flat: NDArray[np.float32] | None = None,
     tile_px: int = TILE_PX,
 ) -> Engine:
     """As `edge.engine.load_engine`, for frames of any size: those with a side above ``tile_px`` are cut.
+
+    ``dark`` and ``flat`` are of the whole frame.
 
     Raises
     ------
@@ -97,32 +101,38 @@ def load_tiled(
     EngineError
         As `load_engine`.
     """
-    tile = Counts(frame_shape_px, pixel_format, bit_depth)
+    frame = Counts(frame_shape_px, pixel_format, bit_depth, dark, flat)
     if max(frame_shape_px) <= tile_px:
-        return _load(bundle, tile, backend, precision, hint)
-    check_tiles(bundle, precision, backend=backend, pixel_format=pixel_format, tile_px=tile_px)
-    manifest, path, frame = manifest_of(bundle, precision), model_path(bundle, precision), tile
+        return load_for(bundle, frame, backend=backend, precision=precision, hint=hint)
+    check_tiles(bundle, precision, backend=backend, tile_px=tile_px)
+    if backend == "tensorrt" and frame.corrected:
+        raise ConfigError(
+            "TensorRT takes dark and flat into the GPU's memory once, and tiles of a frame have each their own. Allow "
+            "larger tiles (--tile-px), or choose another back end."
+        )
+    manifest, path = manifest_of(bundle, precision), model_path(bundle, precision)
     step_px, margin_px = _step_and_margin_px(manifest)
     rows, columns = (spans(side, tile_px=tile_px, margin_px=margin_px, step_px=step_px) for side in frame.shape_px)
-    tile = Counts((rows[0].stop, columns[0].stop), pixel_format, bit_depth)
+    shape_px = (rows[0].stop, columns[0].stop)
+    of_tile = [None if whole is None else np.empty(shape_px, np.float32) for whole in (dark, flat)]
+    tile = Counts(shape_px, pixel_format, bit_depth, of_tile[0], of_tile[1], tiles=True)
     if not reads_the_whole_frame(path):
-        return TiledEngine(_load(bundle, tile, backend, precision, hint), frame, rows, columns)
+        engine: Engine = load_for(bundle, tile, backend=backend, precision=precision, hint=hint)
+        return TiledEngine(engine, frame, tile, rows, columns)
     light = OpenVinoLight(path, manifest, frame, hint=hint)
     assert step_px % light.cell_px == 0  # noqa: S101  or a tile would begin inside a cell; 1/8 is all the networks have
     engine = OpenVinoEngine(path, manifest, tile, hint=hint, light_given=True)
-    return TiledEngine(engine, frame, rows, columns, light)
+    return TiledEngine(engine, frame, tile, rows, columns, light)
 
 
-def check_tiles(
-    bundle: Bundle, precision: Precision, *, backend: Backend, pixel_format: PixelFormat, tile_px: int
-) -> None:
+def check_tiles(bundle: Bundle, precision: Precision, *, backend: Backend, tile_px: int) -> None:
     """Refuse what cannot be computed tile by tile.
 
     Raises
     ------
     ConfigError
-        The model's result depends on the whole picture, or on what only OpenVINO can be given apart from it; a pixel
-        of the format does not stand for itself; or the tile is not larger than what is thrown away of it.
+        The model's result depends on the whole picture, or on what only OpenVINO can be given apart from it; or the
+        tile is not larger than what is thrown away of it.
     """
     manifest = manifest_of(bundle, precision)
     instead = "Make the pictures smaller, or allow larger tiles (--tile-px) where there is memory for them."
@@ -133,11 +143,6 @@ def check_tiles(
         raise ConfigError(
             f"Tiles of {tile_px} px are too small for {manifest.name}: {margin_px} px along each seam are thrown away, "
             f"so at least {2 * (margin_px + step_px)} px are expected."
-        )
-    if LAYOUTS[pixel_format].packed or pixel_format.startswith("bayer"):
-        raise ConfigError(
-            f"Frames of {pixel_format} cannot be cut into tiles: a pixel is not by itself. Tiles are for mono8, mono16 "
-            "and rgb8."
         )
     path = model_path(bundle, precision)
     if not reads_the_whole_frame(path):
@@ -156,22 +161,22 @@ def check_tiles(
 class TiledEngine:
     """An engine for frames, over an engine for tiles of them; implements `edge.devices.Engine`.
 
-    A tile is copied in and its inner part out, beside what the engine of the tiles costs: this is for files, not for
-    the live loop.
+    A tile is copied in and its inner part out: two copies a frame beside what the engine of the tiles costs.
     """
 
     def __init__(
         self,
         engine: Engine,
         frame: Counts,
+        tile: Counts,
         rows: Sequence[Span],
         columns: Sequence[Span],
         light: OpenVinoLight | None = None,
     ) -> None:
         self.manifest, self.backend, self.precision = engine.manifest, engine.backend, engine.precision
-        self.passes_per_frame = engine.passes_per_frame
+        self.copies_per_frame, self.passes_per_frame = 2, engine.passes_per_frame
         self.tiles = len(rows) * len(columns)
-        self._engine, self._frame, self._light = engine, frame, light
+        self._engine, self._frame, self._tile, self._light = engine, frame, tile, light
         self._cuts = list(itertools.product(rows, columns))
         self._slot = engine.allocate(1).acquire(timeout_s=0)
         sides = [self.manifest.scale * side for side in frame.shape_px]
@@ -189,7 +194,11 @@ class TiledEngine:
         light = None if self._light is None else self._light.infer(pixels)
         scale = self.manifest.scale
         for y, x in self._cuts:
-            self._slot[:] = pixels[y.start : y.stop, x.start : x.stop]
+            part = slice(y.start, y.stop), slice(x.start, x.stop)
+            self._slot[:] = self._frame.cut(pixels, *part)
+            for mine, whole in ((self._tile.dark, self._frame.dark), (self._tile.flat, self._frame.flat)):
+                if mine is not None and whole is not None:
+                    mine[:] = whole[part]
             if light is not None:
                 self._give_light(light, y, x)
             for name, tile in self._engine.infer(self._slot).items():
@@ -209,18 +218,6 @@ class TiledEngine:
         assert self._engine.light is not None  # noqa: S101
         cell = self._light.cell_px
         self._engine.light[:] = light[..., y.start // cell : -(-y.stop // cell), x.start // cell : -(-x.stop // cell)]
-
-
-def _load(bundle: Bundle, counts: Counts, backend: Backend, precision: Precision, hint: Hint) -> Engine:
-    return load_engine(
-        bundle,
-        frame_shape_px=counts.shape_px,
-        pixel_format=counts.pixel_format,
-        bit_depth=counts.bit_depth,
-        backend=backend,
-        precision=precision,
-        hint=hint,
-    )
 
 
 def _step_and_margin_px(manifest: Manifest) -> tuple[int, int]:

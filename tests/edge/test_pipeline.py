@@ -19,6 +19,7 @@ from edge.meter import FlowMeter
 class EchoEngine:
     """Returns its input; waits for a permit before each frame when given a gate."""
 
+    copies_per_frame = 0
     passes_per_frame = 1
 
     def __init__(self, gate: threading.Semaphore | None = None) -> None:

@@ -15,12 +15,18 @@ from hypothesis import strategies as st
 from onnx import helper
 from scipy import ndimage
 
+from edge import instrument
+from edge.config import Config
+from edge.daemon import Daemon
 from edge.devices import Engine
 from edge.engine import find_bundle, load_engine
 from edge.engine.openvino import OpenVinoLight
+from edge.engine.prepare import Counts
 from edge.engine.tiling import TiledEngine, load_tiled, spans
 from edge.errors import ConfigError
-from export.manifest import load_bundle, read_manifest, sha256_of, write_manifest
+from edge.frames import LAYOUTS, PixelFormat
+from export.manifest import Bundle, load_bundle, read_manifest, sha256_of, write_manifest
+from tests.contracts import random_slot
 
 FULL_SCALE = 65535
 
@@ -167,16 +173,80 @@ def test_the_frames_light_needs_openvino() -> None:
         load_tiled(find_bundle("enhance-rt"), **arguments(picture((96, 360))), tile_px=200, backend="onnxruntime")
 
 
-@pytest.mark.parametrize("pixel_format", ["mono12p", "bayer_rg8"])
-def test_formats_whose_pixels_do_not_stand_for_themselves_are_refused(identity_bundle: Path, pixel_format: Any) -> None:
-    with pytest.raises(ConfigError, match=f"Frames of {pixel_format} cannot be cut"):
-        load_tiled(
-            load_bundle(identity_bundle),
-            frame_shape_px=(60, 90),
-            pixel_format=pixel_format,
-            bit_depth=8,
-            tile_px=64,
-        )
+@pytest.mark.parametrize("corrected", ["neither", "dark", "flat", "both"])
+@pytest.mark.parametrize(
+    ("model", "backend"), [("enhance-rt", "openvino"), ("srcnn", "openvino"), ("srcnn", "onnxruntime")]
+)
+def test_dark_and_flat_are_those_of_the_place(model: str, backend: Any, corrected: str) -> None:
+    frame, rng = picture((201, 260)), np.random.default_rng(5)
+    dark = rng.uniform(0, 0.1 * FULL_SCALE, frame.shape).astype(np.float32) if corrected in ("dark", "both") else None
+    flat = rng.uniform(0.6, 1.4, frame.shape).astype(np.float32) if corrected in ("flat", "both") else None
+    given = {**arguments(frame), "dark": dark, "flat": flat, "backend": backend}
+    whole = run(load_engine(find_bundle(model), **given), frame)["enhanced"].astype(float)
+    engine = load_tiled(find_bundle(model), **given, tile_px=200)
+    assert isinstance(engine, TiledEngine)
+    for _ in range(2):  # the first tile of the second frame has its own part again, not the last one's
+        assert np.abs(run(engine, frame)["enhanced"] - whole).max() / FULL_SCALE <= 1e-4
+    if corrected != "neither":
+        plain = run(load_engine(find_bundle(model), **arguments(frame), backend=backend), frame)["enhanced"]
+        assert np.abs(plain - whole).max() / FULL_SCALE > 1e-2
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("pixel_format", LAYOUTS)
+def test_frames_of_every_format_are_cut(pixel_format: PixelFormat, corrected: bool) -> None:
+    shape, depth, rng = (187, 263), LAYOUTS[pixel_format].depth, np.random.default_rng(6)
+    dark = rng.uniform(0, 0.1 * (1 << depth), shape).astype(np.float32) if corrected else None
+    flat = rng.uniform(0.6, 1.4, shape).astype(np.float32) if corrected else None
+    frame = random_slot(Counts(shape, pixel_format, depth))
+    given: dict[str, Any] = {"frame_shape_px": shape, "pixel_format": pixel_format, "bit_depth": depth, "hint": "f32"}
+    for model in ("srcnn", "enhance-rt"):
+        engines = [load(find_bundle(model), **given, dark=dark, flat=flat) for load in (load_engine, tiled)]
+        whole, cut = (run(engine, frame)["enhanced"].astype(float) for engine in engines)
+        # Counts are whole numbers: of 8 bits, one is more than 1e-4 of full scale, where both stand at a half.
+        allowed = max(1.0, 1e-4 * ((1 << depth) - 1))
+        assert np.abs(cut - whole).max() <= allowed
+        assert (cut != whole).mean() < 0.01
+
+
+def tiled(bundle: Bundle, **given: Any) -> Engine:
+    engine = load_tiled(bundle, **given, tile_px=184)
+    assert isinstance(engine, TiledEngine)
+    assert engine.copies_per_frame == 2
+    return engine
+
+
+def test_a_gpu_cannot_change_dark_and_flat_between_tiles() -> None:
+    frame = picture((90, 140))
+    given = {**arguments(frame), "dark": np.zeros(frame.shape, np.float32), "backend": "tensorrt"}
+    with pytest.raises(ConfigError, match=r"into the GPU's memory once.*--tile-px"):
+        load_tiled(find_bundle("srcnn"), **given, tile_px=64)
+
+
+@pytest.mark.parametrize(("model", "copies"), [("srcnn", 2), ("neural-lens-mini", 0)])
+def test_a_live_view_of_large_frames_is_tiled_where_the_model_can_be(
+    model: str, copies: int, small_specimen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instrument, "TILE_PX", 128)
+    config = Config.model_validate(
+        {
+            "camera": {"shape_px": (256, 512), "fps": 200},
+            "engine": {"model": model, "hint": "f32"},
+            "specimen": {"path": str(small_specimen), "pixel_size_nm": find_bundle(model).manifest().pixel_size_nm},
+            "sphere": {"field_um": None},
+        }
+    )
+    daemon = Daemon(config)
+    try:
+        daemon.start_live(frames=2)
+        daemon.wait(until_job_ends=True)
+        status = daemon.board.status()
+        assert (status.flow.frames, status.flow.copies_per_frame, status.flow.passes_per_frame) == (2, copies, 0)
+        preview = daemon.board.preview()
+        assert preview is not None
+        assert (preview.height_px, preview.width_px) == (256, 512)
+    finally:
+        daemon.close()
 
 
 def test_a_tile_that_would_be_thrown_away_whole_is_refused_with_the_least_one() -> None:
