@@ -273,12 +273,15 @@ def check_config(*, path: Path | None, json_path: str | None) -> None:
 
 @main.command()
 @click.option("--selftest", is_flag=True, help="Try the engine and the camera too, and write a report; minutes.")
+@click.option("--rebuild", is_flag=True, help="With --selftest: build and measure all TensorRT plans again.")
 @config_options
 @json_option
-def doctor(*, selftest: bool, json_path: str | None, **options: Any) -> None:
+def doctor(*, selftest: bool, rebuild: bool, json_path: str | None, **options: Any) -> None:
     """Say what is installed, what is present and what is missing."""
     from edge.doctor import examine, packages, print_checks, print_report
 
+    if rebuild and not selftest:
+        raise click.UsageError("--rebuild is a part of --selftest: give both.")
     with errors_as_exit_codes():
         config = config_from(**options)
         if not selftest:
@@ -290,7 +293,10 @@ def doctor(*, selftest: bool, json_path: str | None, **options: Any) -> None:
         from edge.selftest import self_test
 
         report = self_test(
-            config, packages=packages(config.engine.backend), progress=lambda step: click.echo(step, err=True)
+            config,
+            packages=packages(config.engine.backend),
+            rebuild=rebuild,
+            progress=lambda step: click.echo(step, err=True),
         )
         if json_path != "-":
             print_checks(report)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
@@ -99,17 +99,24 @@ class Making:
 
 def open_engine(
     job: Job,
-    camera: Camera,
+    frames: Callable[[], Sequence[NDArray[Any]]],
     *,
-    exposure_s: float,
     slots: int,
     fallback: bool,
-    progress: Progress,
-    cancelled: threading.Event,
+    again: bool = False,
+    progress: Progress = lambda _: None,
+    cancelled: threading.Event | None = None,
 ) -> tuple[Engine, Choice, Making | None]:
     """The engine to begin with, why it is the one, and what is to be made while it runs, not yet started.
 
     Without ``fallback`` there is nothing to begin with but TensorRT: the plan is made here and now.
+
+    Parameters
+    ----------
+    frames
+        As `edge.engine.select.choose`; asked for only when something must be measured.
+    again
+        Build and measure every plan again, here and now, whatever was chosen before.
 
     Raises
     ------
@@ -118,16 +125,17 @@ def open_engine(
     EngineError
         TensorRT does not run, and nothing may run in its place.
     """
-    try:
-        choice = stored_choice(job)
-        return load_plan(job, choice.precision, job.plans), choice, None
-    except EngineError as exc:
-        log.info("%s", exc)
-        reason = str(exc)
-    frames = next_frames(camera, exposure_s=exposure_s)
-    if fallback:
-        return *fall_back(job, reason), Making(job, frames, slots)
-    choice = choose(job, frames, progress=progress, cancelled=cancelled)
+    if not again:
+        try:
+            choice = stored_choice(job)
+            return load_plan(job, choice.precision, job.plans), choice, None
+        except EngineError as exc:
+            log.info("%s", exc)
+            reason = str(exc)
+        if fallback:
+            judges = frames()
+            return *fall_back(job, reason), Making(job, judges, slots)
+    choice = choose(job, frames(), progress=progress, cancelled=cancelled, again=again)
     return load_plan(job, choice.precision, job.plans), choice, None
 
 

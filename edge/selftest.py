@@ -19,6 +19,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from edge import __version__, pipeline
 from edge.cameras import open_camera
 from edge.cameras.microscope import fitted
@@ -28,9 +30,9 @@ from edge.doctor import Package
 from edge.engine import Backend, Hint, find_bundle, load_engine, manifest_of
 from edge.engine.builder import Job, default_plans
 from edge.engine.choice import LEAST_PSNR_DB, Choice
-from edge.engine.measure import Figures, measure, pictures_of
+from edge.engine.measure import Figures, measure, pictures_of, textures
 from edge.engine.prepare import Counts
-from edge.errors import EdgeError
+from edge.errors import ConfigError, EdgeError
 from edge.making import next_frames, open_engine
 from edge.meter import FlowMeter
 from export.errors import PlanError
@@ -71,6 +73,7 @@ def self_test(
     config: Config,
     *,
     packages: Sequence[Package],
+    rebuild: bool = False,
     system: System = System(),
     progress: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = time.perf_counter,
@@ -83,6 +86,8 @@ def self_test(
         Its engine and its camera are tried; an engine of TensorRT is built where there is none, which takes minutes.
     packages
         What is installed; one that is needed and missing is a failure.
+    rebuild
+        Build and measure every plan of TensorRT again, also those that are in order.
 
     Returns
     -------
@@ -91,11 +96,18 @@ def self_test(
 
     Raises
     ------
+    ConfigError
+        There is nothing to rebuild: the engine is not TensorRT's.
     EdgeError
         The report cannot be written.
     """
+    if rebuild and config.engine.backend != "tensorrt":
+        raise ConfigError(
+            f'--rebuild builds plans of TensorRT, but [engine] backend = "{config.engine.backend}". Give the --config '
+            "that superlens run is given."
+        )
     checks = [_versions(packages), _gpu(), _l4t(), *_power(system), _temperature(system)]
-    checks += _engine_checks(config, progress, clock)
+    checks += _engine_checks(config, rebuild, progress, clock)
     checks += [_serial(config, system), _gpio(config, system)]
     report: dict[str, Any] = {
         "passed": all(check.outcome != "FAILED" for check in checks),
@@ -192,7 +204,9 @@ def _temperature(system: System) -> Check:
     return Check("temperature", "passed", f"at most {warmest_c:.0f} C ({name})", zones)
 
 
-def _engine_checks(config: Config, progress: Callable[[str], None], clock: Callable[[], float]) -> list[Check]:
+def _engine_checks(
+    config: Config, rebuild: bool, progress: Callable[[str], None], clock: Callable[[], float]
+) -> list[Check]:
     """Model, camera, engine, accuracy, latency, copies; where one fails there is nothing to try the next with."""
     checks: list[Check] = []
     now = "model"
@@ -215,16 +229,17 @@ def _engine_checks(config: Config, progress: Callable[[str], None], clock: Calla
             label = "SIMULATED " if camera.simulated else ""
             checks.append(Check(now, "passed", f"{label}{camera.name}, {camera.format}, {camera.shape} px"))
             begin("engine")
-            engine, choice = _engine(config, bundle, camera, progress)
+            counts = Counts(camera.shape, camera.format, camera.bit_depth)
+            engine, choice = _engine(config, Job(bundle, counts), camera, frames, rebuild, progress)
             closing.callback(engine.close)
             checks.append(_engine_check(engine, choice))
             begin("accuracy")
             by: Backend = "onnxruntime" if importlib.util.find_spec("onnxruntime") else "openvino"
             reference = _load(bundle, camera, by, "fp32", "f32")
             closing.callback(reference.close)
+            frames = [*frames, *textures(counts)]  # the camera may be in the dark
             expected = [pictures_of(reference, frame) for frame in frames]
-            full_scale = Counts(camera.shape, camera.format, camera.bit_depth).full_scale
-            figures = measure(engine, frames, expected, full_scale, clock=clock)
+            figures = measure(engine, frames, expected, counts.full_scale, clock=clock)
             checks.append(_accuracy(figures, by, len(frames)))
             checks.append(_latency(figures))
             begin("copies")
@@ -235,20 +250,24 @@ def _engine_checks(config: Config, progress: Callable[[str], None], clock: Calla
 
 
 def _engine(
-    config: Config, bundle: Bundle, camera: Camera, progress: Callable[[str], None]
+    config: Config,
+    job: Job,
+    camera: Camera,
+    frames: Sequence[NDArray[Any]],
+    rebuild: bool,
+    progress: Callable[[str], None],
 ) -> tuple[Engine, Choice | None]:
     """As the daemon would have it, but nothing stands in for it: what does not run is to be seen."""
     wanted = config.engine
     if wanted.backend != "tensorrt":
-        return _load(bundle, camera, wanted.backend, wanted.precision, wanted.hint), None
+        return _load(job.bundle, camera, wanted.backend, wanted.precision, wanted.hint), None
     engine, choice, _ = open_engine(
-        Job(bundle, Counts(camera.shape, camera.format, camera.bit_depth)),
-        camera,
-        exposure_s=config.camera.exposure_s,
+        job,
+        lambda: frames,
         slots=pipeline.SLOTS,
         fallback=False,
+        again=rebuild,
         progress=lambda step: progress(f"{step.precision}: {step.phase}"),
-        cancelled=threading.Event(),
     )
     return engine, choice
 

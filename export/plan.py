@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import os
 import re
-import shlex
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -170,16 +169,15 @@ def build_command(onnx: Path, *, model: str, precision: Precision, shape_px: Sha
     return ("-m", "export.build_engine", str(onnx), *where)
 
 
-def read_plan(folder: Path, name: str, key: PlanKey, *, rebuild: tuple[str, ...]) -> tuple[bytes, PlanRecord]:
+def read_plan(folder: Path, name: str, key: PlanKey, *, remedy: str) -> tuple[bytes, PlanRecord]:
     """The plan's bytes, after everything about it was found in order.
 
     Raises
     ------
     PlanError
         It is absent, damaged, built under another key, or others could have written it. The message names all that is
-        wrong with the key, and the command that builds the plan again.
+        wrong with the key, and ends with ``remedy``.
     """
-    remedy = f"Build it: python {shlex.join(rebuild)}"
     path, beside = folder / name, folder / f"{name}.json"
     if not (path.is_file() and beside.is_file()):
         raise PlanError(f"There is no TensorRT plan {path}. {remedy}")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import selectors
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from edge.engine.prepare import Counts
 from export.bindings import check_release
 from export.errors import CancelledBuildError, PlanError
 from export.manifest import Bundle, Precision
-from export.plan import PlanKey, Shape, build_command, key_here, plan_name, read_plan
+from export.plan import PlanKey, PlanRecord, Shape, build_command, key_here, plan_name, read_plan
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,14 @@ def default_plans() -> Path:
     state = os.environ.get("STATE_DIRECTORY")
     root = Path(state.split(":")[0]) if state else platformdirs.user_cache_path("superlens")
     return root / "plans"
+
+
+def rebuild_words() -> str:
+    """What to do about a plan that is refused. The builder alone would make one that nobody has measured."""
+    state = os.environ.get("STATE_DIRECTORY")
+    service = f"STATE_DIRECTORY={shlex.quote(state)} " if state else ""
+    command = f"{service}superlens doctor --selftest --rebuild"
+    return f"Build and measure it: {command} (as the user and with the options of superlens run)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +81,9 @@ class Job:
             onnx, model=self.bundle.name, precision=precision, shape_px=self.shape_px, folder=folder.resolve()
         )
 
-    def check_plan(self, precision: Precision, folder: Path) -> None:
-        """PlanError where the plan in ``folder`` must not be used here, as `read_plan`."""
-        rebuild = self.build_command(precision, folder)
-        read_plan(folder, self.plan(precision), self.key(precision), rebuild=rebuild)
+    def check_plan(self, precision: Precision, folder: Path) -> PlanRecord:
+        """The record of the plan in ``folder``; PlanError where it must not be used here, as `read_plan`."""
+        return read_plan(folder, self.plan(precision), self.key(precision), remedy=rebuild_words())[1]
 
 
 class BuildProgress(BaseModel):

@@ -8,12 +8,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from edge.engine import Backend
-from export.manifest import Precision
+from export.manifest import Precision, Sha256
 from export.plan import PlanKey, Shape
 
 LEAST_PSNR_DB = 35.0
 """From the FP32 model's picture; what `superlens-export convert` asks of a precision, too."""
 
+MOST_ATTEMPTS = 3
+"""At so many starts in a row a precision is tried that could not be built or did not run; then the choice stands."""
 
 FAST: tuple[Precision, ...] = ("fp16", "int8_fp16")
 LAST_RESORT: tuple[Precision, ...] = ("fp32",)
@@ -24,10 +26,16 @@ class _Record(BaseModel):
 
 
 class Candidate(_Record):
-    """One precision on this device. ``problem`` says why it is out of the question, ``note`` what else happened."""
+    """One precision on this device. ``problem`` says why it is out of the question, ``note`` what else happened.
+
+    ``plan_sha256`` is the plan that the figures are of. ``attempts``: how often in a row it could not be built or did
+    not run, which may pass, unlike figures that are bad.
+    """
 
     precision: Precision
     key: PlanKey
+    plan_sha256: Sha256 | None = None
+    attempts: int = 0
     median_s: float | None = None
     p99_s: float | None = None
     psnr_db: float | None = None

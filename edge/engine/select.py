@@ -25,19 +25,30 @@ from pydantic import ValidationError
 
 from edge.devices import Engine
 from edge.engine import load_engine, manifest_of, model_path
-from edge.engine.builder import BuildProgress, Job, Progress, build_in_child
-from edge.engine.choice import LAST_RESORT, LEAST_PSNR_DB, Candidate, Choice, fastest, first_choices, words
-from edge.engine.measure import measure, pictures_of
+from edge.engine.builder import BuildProgress, Job, Progress, build_in_child, rebuild_words
+from edge.engine.choice import (
+    LAST_RESORT,
+    LEAST_PSNR_DB,
+    MOST_ATTEMPTS,
+    Candidate,
+    Choice,
+    fastest,
+    first_choices,
+    words,
+)
+from edge.engine.measure import measure, pictures_of, textures
 from edge.engine.tensorrt import TensorRtEngine
 from edge.errors import ConfigError, EdgeError, EngineError
 from export.errors import CancelledBuildError, PlanError
 from export.manifest import Precision
-from export.plan import check_private, choice_name, move_plan, write_together
+from export.plan import PlanKey, check_private, choice_name, move_plan, write_together
 
 log = logging.getLogger(__name__)
 
 Build = Callable[[Job, Precision, Path, Progress, threading.Event], None]
 Load = Callable[[Job, Precision, Path | None], Engine]
+
+_SILENCE_S = 2.0  # while plans are measured, after which whoever waits is told that it goes on
 
 
 def load_plan(job: Job, precision: Precision, folder: Path | None) -> Engine:
@@ -59,40 +70,6 @@ def load_plan(job: Job, precision: Precision, folder: Path | None) -> Engine:
     )
 
 
-def open_engine(
-    job: Job,
-    frames: Callable[[], Sequence[NDArray[Any]]],
-    *,
-    fallback: bool,
-    progress: Progress = lambda _: None,
-    cancelled: threading.Event | None = None,
-    build: Build = build_in_child,
-    load: Load = load_plan,
-    clock: Callable[[], float] = time.perf_counter,
-) -> tuple[Engine, Choice]:
-    """The engine that was chosen before; else choose now, which takes minutes.
-
-    Parameters
-    ----------
-    frames
-        As `choose`; asked for only when something must be measured.
-    fallback
-        Where TensorRT does not run, take OpenVINO on the CPU, labelled. Otherwise that is an EngineError.
-    """
-    try:
-        try:
-            choice = stored_choice(job)
-        except EngineError as exc:
-            log.info("%s", exc)
-            choice = choose(job, frames(), progress=progress, cancelled=cancelled, build=build, load=load, clock=clock)
-        return load(job, choice.precision, job.plans), choice
-    except EngineError as exc:
-        if not fallback:
-            raise
-        log.warning("OpenVINO runs in place of TensorRT: %s", exc)
-        return fall_back(job, str(exc), load=load)
-
-
 def fall_back(job: Job, reason: str, *, load: Load = load_plan) -> tuple[Engine, Choice]:
     """The FP32 model on the CPU, labelled as standing in for TensorRT: also for the minutes that a build takes."""
     return load(job, "fp32", None), Choice(
@@ -107,29 +84,49 @@ def fall_back(job: Job, reason: str, *, load: Load = load_plan) -> tuple[Engine,
 
 
 def stored_choice(job: Job) -> Choice:
-    """The choice that was made before, every key still what it was and its plan in order. Measures nothing.
+    """The choice that was made before, every key still what it was and its plan the one that was measured.
 
     Raises
     ------
     EngineError
-        None was made, or a plan of it must not be used here: all that differs, and the command that builds it again.
-        Or TensorRT or the GPU is not there.
+        It is time to choose: none was made, or a plan of it must not be used here (all that differs, and the command
+        that builds and measures it again), or one that could not be built or run is to be tried again. Or TensorRT or
+        the GPU is not there.
     """
-    path = job.plans / choice_name(job.bundle.name, job.shape_px)
+    name = job.bundle.name
     try:
         keys = {precision: job.key(precision) for precision in first_choices(job.bundle.precisions)}
-        if not path.is_file():
-            raise EngineError(f"No TensorRT plan was chosen yet for {job.bundle.name} at {job.shape_px} px.")
-        check_private(path)
-        choice = Choice.model_validate_json(path.read_bytes())
-        job.check_plan(choice.precision, job.plans)
-    except ValidationError as exc:
-        raise EngineError(f"{path} is no choice of a plan: {exc}") from exc
+        choice = _written_choice(job)
+        if choice is None:
+            raise EngineError(f"No TensorRT plan was chosen yet for {name} at {job.shape_px} px.")
+        if choice.precision not in job.bundle.precisions:
+            raise EngineError(f"{name} has changed since {choice.chosen_utc}: it has no {choice.precision} any more.")
+        record = job.check_plan(choice.precision, job.plans)
     except PlanError as exc:
         raise EngineError(str(exc)) from exc
-    measured = {candidate.precision: candidate.key for candidate in choice.candidates}
-    if changed := [precision for precision, key in keys.items() if measured.get(precision) != key]:
-        raise EngineError(f"{', '.join(changed)} of {job.bundle.name} has changed since {choice.chosen_utc}.")
+    measured = {candidate.precision: candidate for candidate in choice.candidates}
+    if changed := [one for one, key in keys.items() if one not in measured or measured[one].key != key]:
+        raise EngineError(f"{', '.join(changed)} of {name} has changed since {choice.chosen_utc}.")
+    if record.sha256 != measured[choice.precision].plan_sha256:
+        raise EngineError(
+            f"The plan {record.file} is not the one that was measured at {choice.chosen_utc}. {rebuild_words()}"
+        )
+    if again := [f"{one.precision}: {one.problem}" for one in choice.candidates if 0 < one.attempts < MOST_ATTEMPTS]:
+        raise EngineError(f"{name} is chosen again, for what may have passed. {'; '.join(again)}.")
+    return choice
+
+
+def _written_choice(job: Job) -> Choice | None:
+    path = job.plans / choice_name(job.bundle.name, job.shape_px)
+    if not path.is_file():
+        return None
+    check_private(path)
+    try:
+        choice = Choice.model_validate_json(path.read_bytes())
+    except ValidationError as exc:
+        raise PlanError(f"{path} is no choice of a plan: {exc}") from exc
+    if choice.precision not in {candidate.precision for candidate in choice.candidates}:
+        raise PlanError(f"{path} is no choice of a plan: there are no figures of {choice.precision}.")
     return choice
 
 
@@ -151,7 +148,8 @@ def choose(
     Parameters
     ----------
     frames
-        Counts of the camera's shape and type, of the kind of picture the model is for: accuracy is measured on them.
+        Counts of the camera's shape and type: accuracy is measured on them and on `edge.engine.measure.textures`, for
+        a camera may see nothing when it is asked.
     again
         Build plans that are in order, too.
 
@@ -166,12 +164,13 @@ def choose(
     if not frames or any((one.shape, one.dtype) != kind for one in frames):
         got = [(one.shape, str(one.dtype)) for one in frames] or "none"
         raise ConfigError(f"A plan is judged on frames of {kind[0]} px {kind[1]}, like the camera's. Got {got}.")
+    frames = [*frames, *textures(job.counts)]
     attempt = _Attempt(job, frames, progress, cancelled or threading.Event(), again, build, load, clock)
     try:
         job.plans.mkdir(parents=True, exist_ok=True, mode=0o700)
         check_private(job.plans)
         with _alone(job.plans):
-            candidates = list(attempt.candidates())
+            candidates = list(attempt.candidates(_attempts(job)))
             best = fastest(candidates)
             problems = "; ".join(f"{one.precision}: {one.problem}" for one in candidates if one.problem)
             if best is None:
@@ -211,22 +210,28 @@ class _Attempt:
     load: Load
     clock: Callable[[], float]
 
-    def candidates(self) -> Iterator[Candidate]:
-        """The fast precisions; FP32 where none of these can be used."""
+    def candidates(self, attempts: Mapping[PlanKey, int]) -> Iterator[Candidate]:
+        """The fast precisions; FP32 where none of these can be used. ``attempts``: how often each failed before."""
+        alive = self.telling("fp32", "Reference on the CPU")
+        expected = []
         with closing(self.load(self.job, "fp32", None)) as reference:
-            expected = [pictures_of(reference, frame) for frame in self.frames]
+            for frame in self.frames:
+                alive()
+                expected.append(pictures_of(reference, frame))
         usable = False
         for precision in first_choices(self.job.bundle.precisions) + LAST_RESORT:
             if not (usable and precision in LAST_RESORT):
                 candidate = self.consider(precision, expected)
                 usable = usable or candidate.problem is None
+                if candidate.problem is not None and candidate.psnr_db is None:  # nothing is known of its figures
+                    candidate = candidate.model_copy(update={"attempts": 1 + attempts.get(candidate.key, 0)})
                 yield candidate
 
     def consider(self, precision: Precision, expected: Sequence[Mapping[str, NDArray[Any]]]) -> Candidate:
         """Build in a folder of its own, measure there, and only then let it replace the plan before it."""
         job, new = self.job, self.job.plans / "new"
         key, troubles = job.key(precision), list[str]()
-        figures, passed = None, False
+        figures, sha256, passed = None, None, False
         places = []
         try:
             job.check_plan(precision, job.plans)
@@ -242,11 +247,16 @@ class _Attempt:
             except PlanError as exc:
                 troubles.append(f"not built ({exc})")
         for place in places:
-            self.progress(BuildProgress(model=job.bundle.name, precision=precision, phase="Measuring"))
+            alive = self.telling(precision, "Measuring")
             try:
+                sha256 = job.check_plan(precision, place).sha256
                 with closing(self.load(job, precision, place)) as engine:
-                    figures = measure(engine, self.frames, expected, job.counts.full_scale, clock=self.clock)
-            except EdgeError as exc:
+                    figures = measure(
+                        engine, self.frames, expected, job.counts.full_scale, clock=self.clock, alive=alive
+                    )
+            except CancelledBuildError:
+                raise
+            except (EdgeError, PlanError) as exc:
                 troubles.append(f"does not run ({exc})")
                 continue
             passed = figures.psnr_db >= LEAST_PSNR_DB
@@ -258,7 +268,35 @@ class _Attempt:
         shutil.rmtree(new, ignore_errors=True)
         said = "; ".join(troubles) or None
         told = {"note": said and f"the plan built before is used: {said}"} if passed else {"problem": said}
-        return Candidate(precision=precision, key=key, **(figures._asdict() if figures else {}), **told)
+        found = figures._asdict() if figures else {}
+        return Candidate(precision=precision, key=key, plan_sha256=sha256 if found else None, **found, **told)
+
+    def telling(self, precision: Precision, phase: str) -> Callable[[], None]:
+        """Say what begins. The function says it again now and then, so that whoever waits knows that it goes on, and
+        ends it once ``cancelled`` is set.
+        """
+        step, told_s = BuildProgress(model=self.job.bundle.name, precision=precision, phase=phase), time.monotonic()
+        self.progress(step)
+
+        def alive() -> None:
+            nonlocal told_s
+            if self.cancelled.is_set():
+                raise CancelledBuildError("The measurement was cancelled; the plans are as they were.")
+            if time.monotonic() - told_s >= _SILENCE_S:
+                told_s = time.monotonic()
+                self.progress(step)
+
+        return alive
+
+
+def _attempts(job: Job) -> dict[PlanKey, int]:
+    """How often in a row each precision could not be built or did not run."""
+    try:
+        before = _written_choice(job)
+    except PlanError as exc:
+        log.info("%s", exc)
+        before = None
+    return {} if before is None else {candidate.key: candidate.attempts for candidate in before.candidates}
 
 
 def _now_utc() -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from edge.engine.builder import default_plans
+from edge.engine.builder import default_plans, rebuild_words
 from edge.engine.cuda.thread import GpuThread
 from edge.engine.prepare import Counts
 from edge.engine.tensors import Tensor, check_names, check_tensors
@@ -22,7 +22,7 @@ from edge.frames import FramePool
 from export.bindings import check_release, checked, make_logger, started, why
 from export.errors import PlanError
 from export.manifest import Manifest
-from export.plan import build_command, key_here, plan_name, read_plan
+from export.plan import key_here, plan_name, read_plan
 
 if TYPE_CHECKING:
     from edge.engine.cuda.loop import CudaLoop
@@ -34,7 +34,7 @@ class TensorRtEngine:
     Parameters
     ----------
     path
-        The ONNX file that the plan was built from; what to build the plan of, when it is refused.
+        The ONNX file that the plan was built from.
     hint
         ``auto``, or ``f32`` with an FP32 model: the arithmetic is the ONNX file's own.
     plans
@@ -46,7 +46,7 @@ class TensorRtEngine:
         The hint is not the file's arithmetic.
     EngineError
         There is no TensorRT, no GPU or no plan, or the plan was not built for what is here: one message that names all
-        that differs and the command that builds it.
+        that differs and the command that builds and measures it.
     """
 
     backend = "tensorrt"
@@ -121,8 +121,7 @@ class LoadedPlan:
         height, width = counts.shape_px
         precision, shape_px = manifest.precision, (height, width)
         key = key_here(release, onnx_sha256=manifest.sha256, precision=precision, shape_px=shape_px)
-        rebuild = build_command(path, model=manifest.name, precision=precision, shape_px=shape_px, folder=folder)
-        plan, _ = read_plan(folder, plan_name(manifest.name, precision, shape_px), key, rebuild=rebuild)
+        plan, _ = read_plan(folder, plan_name(manifest.name, precision, shape_px), key, remedy=rebuild_words())
         (frame,) = manifest.inputs
         scaled = (height * manifest.scale, width * manifest.scale)
         self._shapes = {frame.name: (1, 1, height, width)}
@@ -136,7 +135,11 @@ class LoadedPlan:
         self._context = checked(context, "made no execution context", self._logger)
         fits = self._context.set_input_shape(frame.name, self._shapes[frame.name])
         checked(fits, f"takes no {frame.name} of {self._shapes[frame.name]}", self._logger)
-        if missing := self._context.infer_shapes():
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as exc:  # as the bindings put what is wrong with a shape
+            raise PlanError(f"TensorRT cannot tell the shapes of {path}: {exc}; {why(self._logger)}") from exc
+        if missing:
             raise PlanError(f"TensorRT lacks {', '.join(missing)} of {path}: {why(self._logger)}")
         types = {name: self._engine.get_tensor_dtype(name) for name in names}
         found = {

@@ -75,11 +75,13 @@ class Workshop:
             raise EngineError("No TensorRT plan was chosen yet.")
         return self.stored
 
-    def choose(self, job: Job, frames: Any, *, progress: Any, cancelled: threading.Event) -> Choice:
+    def choose(
+        self, job: Job, frames: Any, *, progress: Any, cancelled: threading.Event | None, again: bool = False
+    ) -> Choice:
         self.frames = list(frames)
         progress(BuildProgress(model=job.bundle.name, precision="fp16", phase="Building engine", fraction=0.5))
         while not self.go_on.wait(0.005):
-            if cancelled.is_set():
+            if cancelled is not None and cancelled.is_set():
                 raise EngineError("The build was cancelled.")
         if self.failure is not None:
             raise self.failure
@@ -468,9 +470,10 @@ def test_an_engine_that_nobody_took_is_closed(make: Callable[..., Daemon], works
     assert sorted(workshop.closed) == ["openvino", "tensorrt"]
 
 
-def test_the_whole_way_on_the_stand_in_for_tensorrt(
+@pytest.fixture
+def box(
     new_bundle: Callable[..., Path], small_specimen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Config:
     """The real choice, plans and engine; only TensorRT, the GPU and the child process are others."""
     load_fake(monkeypatch, "10.3.0")
     monkeypatch.setattr("export.plan.this_device", lambda: ORIN)
@@ -486,14 +489,24 @@ def test_the_whole_way_on_the_stand_in_for_tensorrt(
         build(request, emit=lambda event: None, cancelled=cancelled.is_set)
 
     monkeypatch.setattr(making, "choose", functools.partial(making.choose, build=build_here))
-    config = Config.model_validate(
+    return Config.model_validate(
         {
+            "box": {"data_dir": str(tmp_path / "data")},
             "camera": {"shape_px": SHAPE_PX, "fps": 200},
             "engine": {"model": str(new_bundle()), "backend": "tensorrt", "fallback": "openvino"},
             "specimen": {"path": str(small_specimen), "pixel_size_nm": Optics().pixel_size_nm},
         }
     )
-    with closing(Daemon(config)) as daemon:
+
+
+def make_the_engine(daemon: Daemon) -> None:
+    wait([daemon.open().making._future], 60)
+    daemon._switch()
+    assert daemon.instrument.engine.backend == "tensorrt"
+
+
+def test_the_whole_way_on_the_stand_in_for_tensorrt(box: Config) -> None:
+    with closing(Daemon(box)) as daemon:
         wait([daemon.open().making._future], 60)
         daemon.start_live(frames=5)
         daemon.wait(until_job_ends=True)
@@ -501,6 +514,55 @@ def test_the_whole_way_on_the_stand_in_for_tensorrt(
         assert (status.engine.backend, status.engine.fallback) == ("tensorrt", False)
         assert [one.problem for one in status.engine.candidates] == [None]
         assert (status.flow.frames, status.flow.copies_per_frame, daemon.job.error) == (5, 0, None)
-    with closing(Daemon(config)) as again:  # what was chosen runs at once
+    with closing(Daemon(box)) as again:  # what was chosen runs at once
         assert again.open().making is None
         assert again.instrument.engine.backend == "tensorrt"
+
+
+@pytest.mark.parametrize("changed", ["tensorrt", "gpu", "onnx_sha256"])
+def test_a_plan_whose_key_changed_is_refused_with_the_command_while_the_cpu_runs_until_a_new_one_takes_over(
+    box: Config, changed: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(Daemon(box)) as daemon:
+        make_the_engine(daemon)
+    (beside,) = (tmp_path / "state" / "plans").glob("*.plan.json")
+    record = json.loads(beside.read_text())
+    record["key"][changed] = "0" * 64 if changed == "onnx_sha256" else "another"
+    beside.write_text(json.dumps(record))
+    with closing(Daemon(box)) as daemon:
+        with caplog.at_level("INFO", logger="edge.making"):
+            daemon.start_live()
+        (refusal,) = [record.getMessage() for record in caplog.records if record.name == "edge.making"]
+        command = f"STATE_DIRECTORY={tmp_path / 'state'} superlens doctor --selftest --rebuild"
+        assert refusal.count("was built for") == refusal.count(command) == 1
+        engine = daemon.board.status().engine
+        assert (engine.backend, engine.fallback) == ("openvino", True)
+        assert engine.note == f"OpenVINO runs in place of TensorRT: {refusal}"
+        wait([daemon.instrument.making._future], 60)
+        daemon._switch()
+        daemon.board.wait_preview(-1, timeout_s=10)
+        status = daemon.board.status()
+        assert (status.state, status.engine.backend, status.engine.fallback) == (RunState.LIVE, "tensorrt", False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("device lost", "unspecified launch failure"), ("out of memory in a frame", "The GPU's memory is full")],
+)
+def test_the_stand_in_for_tensorrt_fails_in_the_running_loop_and_the_view_goes_on_on_the_cpu(
+    box: Config, fault: str, words: str
+) -> None:
+    with closing(Daemon(box)) as daemon:
+        make_the_engine(daemon)
+        daemon.start_live()
+        assert daemon.board.wait_preview(-1, timeout_s=10) is not None
+        job = daemon.job
+        sys.modules["tensorrt"].FAULTS.add(fault)
+        job.thread.join(20)
+        assert words in str(job.error)
+        daemon._switch()
+        assert daemon.board.wait_preview(-1, timeout_s=10) is not None
+        daemon.beat()
+        status = daemon.board.status()
+        assert (status.state, status.engine.backend, status.engine.fallback) == (RunState.LIVE, "openvino", True)
+        assert words in (status.engine.note or "")

@@ -16,7 +16,7 @@ from edge.__main__ import main
 from edge.config import Config
 from edge.doctor import Package
 from edge.engine.openvino import OpenVinoEngine
-from edge.errors import EdgeError
+from edge.errors import EdgeError, EngineError
 from edge.frames import Frame, Ledger
 from edge.selftest import System, self_test
 from export.errors import PlanError
@@ -97,6 +97,42 @@ def test_an_engine_that_computes_something_else_fails_the_gate(document: dict[st
     assert report["passed"] is False
     assert outcomes(report)["accuracy"] == "FAILED"
     assert "at least 35 dB are asked for" in report["problems"][0]
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_it_fails_the_gate_in_the_dark_too(document: dict[str, Any], tmp_path: Path) -> None:
+    np.savez(tmp_path / "dark.npz", images=np.zeros((4, 64, 64), np.uint8))
+    bundle = make_precisions(tmp_path / "two", {"int8": 0.1})
+    dark = {**document, "camera": {"driver": "replay", "path": str(tmp_path / "dark.npz")}}
+    report = run(dark, engine={"model": str(bundle), "precision": "int8"})
+    assert outcomes(report)["accuracy"] == "FAILED", words(report, "accuracy")
+    (figures,) = [check["figures"] for check in report["checks"] if check["name"] == "accuracy"]
+    assert (figures["frames"], figures["psnr_db"] < 10) == (6, True)
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("rebuild", [True, False])
+def test_plans_are_built_again_only_when_it_is_asked_for(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, rebuild: bool
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def open_engine(*arguments: Any, **options: Any) -> None:
+        asked.append(options)
+        raise EngineError("TensorRT is not here")
+
+    monkeypatch.setattr(selftest, "open_engine", open_engine)
+    config = Config.model_validate({**document, "engine": {**document["engine"], "backend": "tensorrt"}})
+    nowhere = System(Path("/nonexistent"), Path("/nonexistent"))
+    report = self_test(config, packages=[NUMPY], rebuild=rebuild, system=nowhere)
+    assert outcomes(report)["engine"] == "FAILED"
+    assert [(options["again"], options["fallback"]) for options in asked] == [(rebuild, False)]
+
+
+def test_there_is_nothing_to_rebuild_without_tensorrt() -> None:
+    for arguments, said in ((["--selftest", "--rebuild"], 'backend = "openvino"'), (["--rebuild"], "--selftest")):
+        done = CliRunner().invoke(main, ["doctor", *arguments])
+        assert (done.exit_code, said in done.stderr) == (2, True)
 
 
 @pytest.mark.usefixtures("no_gpu")

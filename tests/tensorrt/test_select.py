@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import functools
+import hashlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -14,14 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge import making
 from edge.devices import Engine
-from edge.engine import builder
+from edge.engine import builder, select
 from edge.engine.builder import BuildProgress, Job, build_in_child
-from edge.engine.choice import Candidate, Choice, fastest
-from edge.engine.measure import REPEATS, WARM_UP
+from edge.engine.choice import MOST_ATTEMPTS, Candidate, Choice, fastest
+from edge.engine.measure import REPEATS, TEXTURES, WARM_UP, textures
 from edge.engine.onnxruntime import OnnxRuntimeEngine
 from edge.engine.prepare import Counts
-from edge.engine.select import choose, load_plan, open_engine, stored_choice
+from edge.engine.select import choose, fall_back, load_plan, stored_choice
 from edge.errors import ConfigError, EngineError
 from export.build_engine import Request, build
 from export.errors import CancelledBuildError, PlanError
@@ -78,6 +83,23 @@ def lab(fake_tensorrt: Callable[..., Any], host_loop: None) -> Lab:
 
 
 @pytest.fixture
+def begin(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Engine, Choice, making.Making | None]]:
+    """What the instrument begins with, in this lab; an engine that was begun with is closed at once."""
+    monkeypatch.setattr(making, "choose", functools.partial(choose, **lab.means()))
+    monkeypatch.setattr(making, "fall_back", functools.partial(fall_back, load=lab.load))
+    monkeypatch.setattr(making, "load_plan", lab.load)
+
+    def open_and_close(
+        job: Job, frames: Callable[[], Any] = lambda: FRAMES, *, fallback: bool = False, **options: Any
+    ) -> tuple[Engine, Choice, making.Making | None]:
+        engine, choice, made = making.open_engine(job, frames, slots=2, fallback=fallback, **options)
+        engine.close()
+        return engine, choice, made
+
+    return open_and_close
+
+
+@pytest.fixture
 def accurate(tmp_path: Path) -> Bundle:
     """Both fast precisions are near FP32."""
     return load_bundle(make_precisions(tmp_path / "accurate", {"fp16": 1.001, "int8_fp16": 0.999}))
@@ -94,7 +116,8 @@ def figures(choice: Choice) -> dict[str, tuple[float | None, bool]]:
 
 def test_the_faster_of_two_accurate_plans_is_kept_with_its_figures(lab: Lab, job: Job) -> None:
     choice = choose(job, FRAMES, **lab.means())
-    assert (choice.backend, choice.precision, choice.fallback, choice.frames) == ("tensorrt", "int8_fp16", False, 3)
+    assert (choice.backend, choice.precision, choice.fallback) == ("tensorrt", "int8_fp16", False)
+    assert choice.frames == len(FRAMES) + TEXTURES
     assert figures(choice) == {"fp16": (2e-3, True), "int8_fp16": (1e-3, True)}
     assert choice.note.startswith("int8_fp16 runs: 1.00 ms a frame, ")
     stored = job.plans / "gain_32x48.choice.json"
@@ -111,7 +134,7 @@ def test_a_fast_plan_that_is_not_accurate_is_not_taken_and_not_kept(lab: Lab, bu
     choice = choose(Job(bundle, CAMERA, plans), FRAMES, **lab.means())
     assert figures(choice) == {"fp16": (2e-3, True), "int8_fp16": (1e-3, False)}
     assert choice.precision == "fp16"
-    assert "int8_fp16: 20.9 dB from FP32, expected at least 35" in choice.note
+    assert "int8_fp16: 19.5 dB from FP32, expected at least 35" in choice.note
     assert sorted(path.name for path in plans.glob("*.plan")) == ["gain_fp16_32x48.plan"]
     assert not (plans / "new").exists()
 
@@ -137,13 +160,55 @@ def test_nothing_usable_is_an_error_with_every_reason(lab: Lab, job: Job) -> Non
     assert not list(job.plans.glob("*.json"))
 
 
-def test_what_was_chosen_is_not_built_or_measured_again(lab: Lab, job: Job) -> None:
+@pytest.mark.parametrize("counts", [0, 2], ids=["black", "nearly black"])
+def test_a_wrong_plan_is_refused_although_the_camera_sees_nothing(
+    lab: Lab, tmp_path: Path, plans: Path, counts: int
+) -> None:
+    """A cap on the lens, a lamp that is off: a tenth of nothing is nothing too."""
+    gains: dict[Precision, float] = {"fp16": 1.001, "int8_fp16": 0.1}
+    job = Job(load_bundle(make_precisions(tmp_path / "dark", gains)), CAMERA, plans)
+    choice = choose(job, [np.full((32, 48), counts, np.uint8)] * 4, **lab.means())
+    assert choice.precision == "fp16"
+    (_, wrong) = choice.candidates
+    assert wrong.psnr_db is not None
+    assert wrong.psnr_db < 10
+    assert wrong.problem is not None
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "bit_depth"),
+    [("mono8", 8), ("mono10p", 10), ("mono12p", 12), ("mono16", 12), ("bayer_rg8", 8), ("rgb8", 8)],
+)
+def test_the_frames_with_something_to_see_are_the_cameras_and_always_the_same(
+    pixel_format: Any, bit_depth: int
+) -> None:
+    counts = Counts((33, 50), pixel_format, bit_depth)
+    first, second = textures(counts)
+    for frame in (first, second):
+        assert (frame.shape, frame.dtype) == (counts.slot_shape, np.dtype(counts.dtype))
+        network = np.empty((33, 50), np.float32)
+        counts.to_network(frame, network)
+        assert 0.15 < network.min() < network.max() < 0.85
+        assert network.std() > 0.08
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, textures(counts)[0])
+
+
+def test_what_was_chosen_is_not_built_or_measured_again(lab: Lab, job: Job, begin: Callable[..., Any]) -> None:
     choice = choose(job, FRAMES, **lab.means())
     lab.loaded.clear()
-    engine, again = open_engine(job, lambda: pytest.fail("nothing is to be measured"), fallback=False, **lab.means())
-    engine.close()
-    assert again == choice
+    _, again, made = begin(job, lambda: pytest.fail("nothing is to be measured"))
+    assert (again, made) == (choice, None)
     assert (lab.built, lab.loaded) == (["fp16", "int8_fp16"], ["int8_fp16"])
+
+
+def test_asked_to_everything_is_built_and_measured_again_here_and_now(
+    lab: Lab, job: Job, begin: Callable[..., Any]
+) -> None:
+    choose(job, FRAMES, **lab.means())
+    engine, choice, made = begin(job, fallback=True, again=True)
+    assert (engine.backend, choice.fallback, made) == ("tensorrt", False, None)
+    assert lab.built == ["fp16", "int8_fp16"] * 2
 
 
 def test_plans_in_order_are_measured_without_a_build(lab: Lab, job: Job) -> None:
@@ -155,7 +220,7 @@ def test_plans_in_order_are_measured_without_a_build(lab: Lab, job: Job) -> None
 
 @pytest.mark.parametrize("changed", ["tensorrt", "gpu", "compute_capability", "l4t", "cuda", "onnx_sha256"])
 def test_any_key_that_changed_refuses_the_choice_and_builds_again(
-    lab: Lab, job: Job, monkeypatch: pytest.MonkeyPatch, changed: str
+    lab: Lab, job: Job, begin: Callable[..., Any], changed: str
 ) -> None:
     choose(job, FRAMES, **lab.means())
     for name in ("fp16", "int8_fp16"):
@@ -163,11 +228,89 @@ def test_any_key_that_changed_refuses_the_choice_and_builds_again(
         record = json.loads(beside.read_text())
         record["key"][changed] = "0" * 64 if changed == "onnx_sha256" else "another"
         beside.write_text(json.dumps(record))
-    with pytest.raises(EngineError, match=r"was built for .*\(here .*Build it: python -m export\.build_engine"):
+    with pytest.raises(EngineError, match=r"was built for .*\(here .*: superlens doctor --selftest --rebuild \("):
         stored_choice(job)
-    engine, _ = open_engine(job, lambda: FRAMES, fallback=False, **lab.means())
-    engine.close()
+    begin(job)
     assert lab.built == ["fp16", "int8_fp16"] * 2
+
+
+def test_the_service_is_told_where_its_plans_are_kept(lab: Lab, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(job, FRAMES, **lab.means())
+    (job.plans / "gain_int8_fp16_32x48.plan").unlink()
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/superlens")
+    with pytest.raises(EngineError, match="measure it: STATE_DIRECTORY=/var/lib/superlens superlens doctor"):
+        stored_choice(job)
+
+
+def test_a_plan_that_nobody_measured_is_refused_and_measured(
+    lab: Lab, job: Job, tmp_path: Path, begin: Callable[..., Any]
+) -> None:
+    """Built by hand, it has a sound record, but the figures are those of the one before."""
+    choose(job, FRAMES, **lab.means())
+    plan = job.plans / "gain_int8_fp16_32x48.plan"
+    wrong = load_bundle(make_precisions(tmp_path / "wrong", {"fp16": 0.1}))
+    onnx = wrong.model_path("fp16").read_bytes()  # something else under the same key
+    facts = plan.read_bytes()[len(b"fake plan\n") + 32 :].partition(b"\n")[0]
+    plan.write_bytes(b"fake plan\n" + hashlib.sha256(facts + b"\n" + onnx).digest() + facts + b"\n" + onnx)
+    beside = plan.with_name(f"{plan.name}.json")
+    record = json.loads(beside.read_text()) | {"sha256": hashlib.sha256(plan.read_bytes()).hexdigest()}
+    beside.write_text(json.dumps(record))
+    with pytest.raises(EngineError, match=r"not the one that was measured at .*superlens doctor --selftest --rebuild"):
+        stored_choice(job)
+    choice = begin(job)[1]
+    assert choice.precision == "fp16"
+    assert lab.built == ["fp16", "int8_fp16"]  # it is in order: measuring is enough
+    measured = {one.precision: one for one in choice.candidates}["int8_fp16"]
+    assert measured.plan_sha256 == record["sha256"]
+    assert "dB from FP32" in (measured.problem or "")
+
+
+def test_a_bundle_that_lost_the_chosen_precision_is_chosen_anew(
+    lab: Lab, job: Job, tmp_path: Path, begin: Callable[..., Any]
+) -> None:
+    assert choose(job, FRAMES, **lab.means()).precision == "int8_fp16"
+    small = replace(job, bundle=load_bundle(make_precisions(tmp_path / "small", {"fp16": 1.001})))
+    with pytest.raises(EngineError, match=r"gain has changed since .*: it has no int8_fp16 any more"):
+        stored_choice(small)
+    assert begin(small)[1].precision == "fp16"
+
+
+@pytest.mark.parametrize("kind", ["not built", "does not run"])
+def test_what_could_not_be_built_or_run_once_is_tried_again_at_the_next_start(
+    lab: Lab, job: Job, begin: Callable[..., Any], kind: str
+) -> None:
+    if kind == "not built":
+        lab.broken = {name: PlanError("The builder was ended by SIGKILL") for name in ("fp16", "int8_fp16")}
+    else:
+        lab.unusable = {(name, "new") for name in ("fp16", "int8_fp16")}
+    assert begin(job)[1].precision == "fp32"
+    lab.broken, lab.unusable = {}, set()
+    with pytest.raises(EngineError, match=f"gain is chosen again, for what may have passed. fp16: {kind}"):
+        stored_choice(job)
+    choice = begin(job)[1]
+    assert choice.precision == "int8_fp16"
+    assert stored_choice(job) == choice
+
+
+def test_what_fails_at_every_start_is_given_up_in_the_end_until_somebody_asks(
+    lab: Lab, job: Job, begin: Callable[..., Any]
+) -> None:
+    lab.broken["int8_fp16"] = PlanError("no such layer")
+    for start in range(1, MOST_ATTEMPTS + 3):
+        assert begin(job)[1].precision == "fp16"
+        assert lab.built.count("int8_fp16") == min(start, MOST_ATTEMPTS)
+    assert lab.built.count("fp16") == 1
+    lab.broken.clear()
+    assert begin(job, again=True)[1].precision == "int8_fp16"
+
+
+def test_a_plan_that_is_not_accurate_is_not_tried_again(
+    lab: Lab, bundle: Bundle, plans: Path, begin: Callable[..., Any]
+) -> None:
+    job = Job(bundle, CAMERA, plans)
+    for _ in range(2):
+        assert begin(job)[1].precision == "fp16"
+    assert lab.built == ["fp16", "int8_fp16"]
 
 
 def test_a_precision_that_came_later_is_measured_too(lab: Lab, job: Job, tmp_path: Path) -> None:
@@ -203,31 +346,32 @@ def test_a_cancelled_build_ends_the_choice_and_leaves_the_one_before(lab: Lab, j
     assert stored_choice(job) == choice
 
 
-def test_the_cpu_runs_labelled_only_where_it_is_allowed(lab: Lab, job: Job) -> None:
+def test_the_cpu_runs_labelled_only_where_it_is_allowed(lab: Lab, job: Job, begin: Callable[..., Any]) -> None:
     lab.broken = {name: PlanError("the builder was killed") for name in ("fp16", "int8_fp16", "fp32")}
     with pytest.raises(EngineError, match="the builder was killed"):
-        open_engine(job, lambda: FRAMES, fallback=False, **lab.means())
-    engine, choice = open_engine(job, lambda: FRAMES, fallback=True, **lab.means())
+        begin(job)
+    _, choice, made = begin(job, fallback=True)
     assert (choice.backend, choice.precision, choice.fallback) == ("openvino", "fp32", True)
-    assert choice.note.startswith("OpenVINO runs in place of TensorRT: No TensorRT plan of gain can be used.")
-    engine.close()
+    assert choice.note.startswith("OpenVINO runs in place of TensorRT: No TensorRT plan was chosen yet for gain")
+    assert made is not None
 
 
-def test_a_plan_that_does_not_load_any_more_falls_back_too(lab: Lab, job: Job) -> None:
+def test_a_plan_that_does_not_load_any_more_falls_back_too(lab: Lab, job: Job, begin: Callable[..., Any]) -> None:
     choose(job, FRAMES, **lab.means())
     lab.unusable = {("int8_fp16", "plans")}
-    with pytest.raises(EngineError, match="memory is full"):
-        open_engine(job, lambda: FRAMES, fallback=False, **lab.means())
-    engine, choice = open_engine(job, lambda: FRAMES, fallback=True, **lab.means())
+    assert begin(job)[1].precision == "fp16"  # measured anew: it does not run
+    choose(job, FRAMES, **lab.means())
+    lab.unusable = {("fp16", "plans"), ("int8_fp16", "plans")}
+    _, choice, made = begin(job, fallback=True)
     assert choice.fallback
-    engine.close()
+    assert made is not None
 
 
 def test_without_tensorrt_the_fallback_is_labelled_with_that(
     job: Job, fake_tensorrt: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    engine, choice = open_engine(job, lambda: FRAMES, fallback=True)
+    engine, choice, _ = making.open_engine(job, lambda: FRAMES, slots=1, fallback=True)
     assert (engine.backend, engine.precision) == ("openvino", "f32")
     assert "TensorRT cannot be imported" in choice.note
     engine.close()
@@ -254,14 +398,59 @@ def test_a_folder_that_others_write_is_refused(lab: Lab, job: Job) -> None:
         choose(job, FRAMES, **lab.means())
 
 
-def test_a_choice_that_is_damaged_is_made_again(lab: Lab, job: Job) -> None:
-    choose(job, FRAMES, **lab.means())
-    (job.plans / "gain_32x48.choice.json").write_text("{}")
+@pytest.mark.parametrize("spoil", ["empty", "no figures"])
+def test_a_choice_that_is_damaged_is_made_again(lab: Lab, job: Job, begin: Callable[..., Any], spoil: str) -> None:
+    choice = choose(job, FRAMES, **lab.means())
+    text = "{}" if spoil == "empty" else choice.model_copy(update={"candidates": ()}).model_dump_json()
+    (job.plans / "gain_32x48.choice.json").write_text(text)
     with pytest.raises(EngineError, match="is no choice of a plan"):
         stored_choice(job)
-    engine, choice = open_engine(job, lambda: FRAMES, fallback=False, **lab.means())
-    engine.close()
-    assert choice.precision == "int8_fp16"
+    assert begin(job)[1].precision == "int8_fp16"
+
+
+def test_a_disk_that_is_full_when_the_choice_is_written_leaves_the_one_before(
+    lab: Lab, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = choose(job, FRAMES, **lab.means())
+    monkeypatch.setattr("export.plan.os.fsync", lambda _: _refuse(errno.ENOSPC))
+    with pytest.raises(EngineError, match=r"Engines cannot be kept in .*: No space left on device\. Free some"):
+        choose(job, FRAMES, **lab.means())
+    assert stored_choice(job) == choice
+    assert sorted(path.name for path in job.plans.glob(".gain*")) == []
+
+
+def test_a_folder_of_plans_that_cannot_be_made_is_an_error(lab: Lab, accurate: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EngineError, match=r"Engines cannot be kept in .*file/plans: Not a directory"):
+        choose(Job(accurate, CAMERA, tmp_path / "file" / "plans"), FRAMES, **lab.means())
+
+
+def _refuse(code: int) -> None:
+    raise OSError(code, os.strerror(code))
+
+
+def test_while_plans_are_measured_whoever_waits_is_told_that_it_goes_on(
+    lab: Lab, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog of the service among them: the reference on the CPU of a Jetson takes its time."""
+    monkeypatch.setattr(select, "_SILENCE_S", 0.0)
+    seen: list[BuildProgress] = []
+    choose(job, FRAMES, progress=seen.append, **lab.means())
+    told = [(one.precision, one.phase) for one in seen]
+    assert told.count(("fp32", "Reference on the CPU")) == 1 + len(FRAMES) + TEXTURES
+    assert told.count(("fp16", "Measuring")) == 1 + WARM_UP + REPEATS
+
+
+def test_a_measurement_is_cancelled_too(lab: Lab, job: Job) -> None:
+    stop = threading.Event()
+
+    def listen(progress: BuildProgress) -> None:
+        if progress.phase == "Measuring":
+            stop.set()
+
+    with pytest.raises(EngineError, match=r"cancelled\. What ran before goes on"):
+        choose(job, FRAMES, progress=listen, cancelled=stop, **lab.means())
+    assert not list(job.plans.glob("*.plan"))
 
 
 def test_the_median_counts_and_the_first_frames_do_not(lab: Lab, job: Job) -> None:
@@ -297,7 +486,8 @@ class TestWithChildProcesses:
         self, on_device: None, bundle: Bundle, plans: Path
     ) -> None:
         seen: list[BuildProgress] = []
-        engine, choice = open_engine(Job(bundle, CAMERA, plans), lambda: FRAMES, fallback=False, progress=seen.append)
+        job = Job(bundle, CAMERA, plans)
+        engine, choice, _ = making.open_engine(job, lambda: FRAMES, slots=1, fallback=False, progress=seen.append)
         assert (engine.backend, engine.precision, choice.precision) == ("tensorrt", "fp16", "fp16")
         phases = list(dict.fromkeys(one.phase for one in seen if one.precision == "fp16"))
         assert phases[-2:] == ["Building engine", "Measuring"]

@@ -24,7 +24,15 @@ from onnxruntime.capi import onnxruntime_pybind11_state as pybind11_state
 
 __version__ = os.environ.get("FAKE_TENSORRT_VERSION", "10.3.0")
 FAULTS = {name for name in os.environ.get("FAKE_TENSORRT_FAULTS", "").split(",") if name}
-OTHER_FAULTS = {"out of memory", "endless build", "killed build", "device lost", "no library"}
+OTHER_FAULTS = {
+    "out of memory",
+    "out of memory in a frame",
+    "endless build",
+    "killed build",
+    "device lost",
+    "no library",
+    "shapes raise",
+}
 ALIGNMENT = 256  # bytes, of a tensor's address
 STEPS = 3  # of a build
 
@@ -373,6 +381,8 @@ class IExecutionContext:
 
     @_answers(["image"])
     def infer_shapes(self) -> list[str]:
+        if "shapes raise" in FAULTS:
+            raise RuntimeError("a shape cannot be inferred")
         missing = [put.name for put in self._engine._session.get_inputs() if put.name not in self._shapes]
         if not missing:
             run = {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
@@ -401,6 +411,8 @@ class IExecutionContext:
             return self._refuse("invalid device context: this thread has none")
         if unset or stream_handle == 0:
             return self._refuse(f"no address of {', '.join(sorted(unset))}, or the default stream")
+        if "out of memory in a frame" in FAULTS:
+            return self._refuse("Error Code 2: OutOfMemory (Requested size was 8192 bytes.)")
         if "device lost" in FAULTS:
             return self._refuse("Cuda Runtime (unspecified launch failure)")
         launch(stream_handle, self._run)
