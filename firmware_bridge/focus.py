@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from .errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
+from .errors import LinkError, LinkTimeoutError, OutOfRangeError, ProtocolError, RefusedError, StoppedError
 
 log = logging.getLogger(__name__)
 
 UM_PER_MM = 1e3
 POLL_S = 0.01
+# Numbers are sent with six decimals of a mm.
+RESOLUTION_UM = 0.01
 # A stage that was told to stop stands still after this, or something is wrong.
 BRAKING_S = 2.0
 
@@ -133,10 +135,17 @@ class FocusStage:
                     "correct the limits"
                 )
             axis.set_limits_mm(low_um / UM_PER_MM, high_um / UM_PER_MM)
-            self.limits_um = Range(low_um, high_um)
+            self.limits_um = self._read_limits()
+            if max(abs(self.limits_um.low - low_um), abs(self.limits_um.high - high_um)) > RESOLUTION_UM:
+                raise RefusedError(
+                    f"the focus controller was told the limits {low_um:g} to {high_um:g} um, and says "
+                    f"{self.limits_um.low:g} to {self.limits_um.high:g} um: set them in the controller"
+                )
 
     def _read_limits(self) -> Range:
         low_mm, high_mm = self._axis.limits_mm()
+        if self._axis.limits_mm() != (low_mm, high_mm):  # nothing on this wire has a checksum
+            raise ProtocolError("the focus controller told two different limits in a row: check its cable")
         if not (math.isfinite(low_mm) and math.isfinite(high_mm) and low_mm < high_mm):
             raise RefusedError(
                 f"the focus controller's limits are {low_mm} to {high_mm} mm: set them in the controller"

@@ -1,4 +1,4 @@
-"""Approach, overload, retract, hold the distance: a simulated cantilever, in the test's own time and in real time."""
+"""Approach, overload and retract on a simulated cantilever, in the test's own time and once in real time."""
 
 from __future__ import annotations
 
@@ -10,106 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware_bridge.approach import DistanceControl, PztRetraction, approach, hold_distance, retract
-from firmware_bridge.contact import ContactMonitor, Sample, Thresholds
-from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
-from firmware_bridge.position import Box, PositionUm
+from firmware_bridge.approach import PztRetraction, approach, retract
+from firmware_bridge.contact import ContactMonitor
+from firmware_bridge.errors import OutOfRangeError, RefusedError, StoppedError
+from firmware_bridge.position import PositionUm
 from firmware_bridge.pzt import open_stage
 from firmware_bridge.safety import Interlock, Rules, State
 from firmware_bridge.simulator import Simulator
 from firmware_bridge.simulator.cantilever import SimulatedCantilever
-
-TRAVEL = Box(PositionUm(0, 0, 0), PositionUm(100, 100, 10))
-START = PositionUm(50, 50, 6)
-V_PER_NM = 0.004
-LIMITS = Thresholds(set_point_v=1.2, overload_v=2.0, broken_v=0.2)  # the set point is 50 nm of force
-PERIOD_S = 0.005
-
-
-class Bench:
-    """Stage, cantilever, monitor and interlock on one clock. A move takes 8 ms, in which the monitor samples on."""
-
-    def __init__(self, start_um: PositionUm = START, *, rules: dict | None = None, **sensor) -> None:
-        self.now_s = 0.0
-        self.at_um, self.limits_um = start_um, TRAVEL
-        self.done: list[tuple[str, float]] = []
-        self.stopped = self.busy = False
-        self.on_move = lambda: None
-        self.away_um = TRAVEL.high.z if (rules or {}).get("z_sign", 1) < 0 else TRAVEL.low.z
-        retraction = PztRetraction()
-        retraction.bind(self)
-        self.interlock = Interlock(
-            Rules("cantilever", TRAVEL, **(rules or {})), stage=retraction, focus=self, clock=lambda: self.now_s
-        )
-        self.sensor = SimulatedCantilever(
-            lambda: self.at_um, v_per_nm=V_PER_NM, clock=lambda: self.now_s, **{"tilt": (0.0, 0.0), **sensor}
-        )
-        self.monitor = SteppedMonitor(self)
-        self.pass_time(0.05)
-        self.interlock.arm(by="a tester")
-
-    def pass_time(self, seconds: float) -> None:
-        end_s = self.now_s + seconds
-        while self.monitor.due_s <= end_s:
-            self.now_s = self.monitor.due_s
-            self.monitor.due_s += PERIOD_S
-            self.interlock.polled()
-            self.monitor.step()
-        self.now_s = end_s
-
-    # a GuardedStage
-
-    def position_um(self) -> PositionUm:
-        return self.at_um
-
-    def move_to(self, target_um: PositionUm, *, timeout_s: float = 5.0) -> PositionUm:
-        self.interlock.check_move(self.at_um, target_um)
-        self.stopped = False
-        self.on_move()
-        self.at_um = target_um
-        self.pass_time(0.008)
-        if self.stopped:
-            raise StoppedError("stopped")
-        return self.at_um
-
-    def set_velocity(self, *, velocity_um_s: float) -> None:
-        self.interlock.check_velocity(velocity_um_s)
-        self.velocity_um_s = velocity_um_s
-
-    def stop(self) -> None:
-        self.done.append(("stop", self.now_s))
-        self.stopped = True
-
-    def park(self) -> None:
-        self.done.append(("park", self.now_s))
-        self.at_um = self.at_um._replace(z=self.away_um)
-
-    def focus_up(self) -> None:
-        self.done.append(("focus", self.now_s))
-
-
-class SteppedMonitor(ContactMonitor):
-    """Samples when the bench lets time pass."""
-
-    def __init__(self, bench: Bench) -> None:
-        super().__init__(bench.sensor, LIMITS, guard=bench.interlock, period_s=PERIOD_S, clock=lambda: bench.now_s)
-        self.bench, self.due_s = bench, 0.0
-
-    def wait(self, count: int = 1, *, timeout_s: float = 1.0) -> list[Sample]:
-        samples, after_s = [], self.bench.now_s
-        while len(samples) < count:
-            self.bench.pass_time(PERIOD_S)
-            if self._sample is not None and self._sample.t_s > after_s and self._sample not in samples:
-                samples.append(self._sample)
-            if self.bench.now_s > after_s + timeout_s:
-                raise LinkTimeoutError("no samples")
-        return samples
-
-
-def error_nm(bench: Bench) -> float:
-    """How far the sphere is from where its force would be the set point's."""
-    return bench.sensor.indentation_nm() - (LIMITS.set_point_v - 1.0) / V_PER_NM
-
+from tests.sphere import LIMITS, PERIOD_S, TRAVEL, V_PER_NM, Bench, error_nm
 
 # -- approach ---------------------------------------------------------------------------------------------------------
 
@@ -248,91 +157,6 @@ def test_a_retraction_that_is_not_far_enough_leaves_the_sphere_engaged():
     with pytest.raises(RefusedError, match="lift the sphere"):
         retract(bench, bench.interlock)
     assert bench.interlock.state is State.ENGAGED
-
-
-# -- the held distance ------------------------------------------------------------------------------------------------
-
-
-def held(bench: Bench, **keywords) -> DistanceControl:
-    approach(bench, bench.monitor, bench.interlock)
-    return DistanceControl(LIMITS.set_point_v, v_per_um=1e3 * V_PER_NM, low_um=4.0, high_um=9.0, **keywords)
-
-
-@pytest.mark.parametrize("tilt", [(0.02, 0.0), (-0.02, 0.01), (0.0, -0.02)])
-def test_the_distance_is_held_over_a_tilted_drifting_sample(tilt):
-    bench = Bench(PositionUm(40, 40, 6), tilt=tilt, drift_nm_per_s=2.0)
-    control = held(bench)
-    for x_um, y_um in [(50, 40), (60, 40), (60, 50), (50, 50), (40, 50)]:
-        at_um = hold_distance(bench, bench.monitor, control, PositionUm(x_um, y_um, 0), tolerance_v=0.04)
-        assert at_um[:2] == (x_um, y_um)
-        assert abs(error_nm(bench)) <= 20
-    assert bench.interlock.state is State.ENGAGED
-    assert bench.done == []
-
-
-def test_a_sample_that_tilts_out_of_the_range_is_refused_and_not_clipped():
-    bench = Bench(PositionUm(40, 40, 6.5), tilt=(-0.02, 0.0))
-    approach(bench, bench.monitor, bench.interlock)
-    control = DistanceControl(LIMITS.set_point_v, 1e3 * V_PER_NM, low_um=4.0, high_um=bench.at_um.z + 0.1)
-    with pytest.raises(OutOfRangeError, match="level the sample"):
-        hold_distance(bench, bench.monitor, control, PositionUm(60, 40, 0), tolerance_v=0.04)
-
-
-def test_a_control_that_does_not_converge_is_a_time_out():
-    bench = Bench(noise_v=0.02)
-    control = held(bench)
-    with pytest.raises(LinkTimeoutError, match="v_per_um"):
-        hold_distance(
-            bench,
-            bench.monitor,
-            control,
-            PositionUm(51, 50, 0),
-            tolerance_v=1e-9,
-            timeout_s=1.0,
-            clock=lambda: bench.now_s,
-        )
-
-
-@given(st.floats(0, 10), st.floats(0, 3.3), st.floats(0, 10))
-def test_the_control_never_leaves_its_bounds_nor_exceeds_its_rate(z_um, value_v, elapsed_s):
-    control = DistanceControl(1.2, v_per_um=4.0, low_um=2.0, high_um=8.0, rate_um_s=1.0, step_um=0.05)
-    try:
-        target_um = control.next_z_um(z_um, value_v, elapsed_s)
-    except OutOfRangeError:
-        return
-    assert 2.0 <= target_um <= 8.0
-    assert abs(target_um - z_um) <= min(elapsed_s * 1.0, 0.05) + 1e-12
-    assert (target_um - z_um) * (1.2 - value_v) >= 0
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [{"v_per_um": 0.0}, {"gain": 1.5}, {"gain": 0.0}, {"low_um": 9.0}, {"rate_um_s": math.nan}, {"step_um": -1.0}],
-)
-def test_a_control_that_makes_no_sense_is_refused(bad):
-    with pytest.raises(OutOfRangeError):
-        DistanceControl(**{"set_point_v": 1.2, "v_per_um": 4.0, "low_um": 4.0, "high_um": 8.0, **bad})
-
-
-def test_bad_figures_for_holding_are_refused_before_anything_moves():
-    bench = Bench()
-    control = held(bench)
-    z_um = bench.at_um.z
-    with pytest.raises(OutOfRangeError):
-        hold_distance(bench, bench.monitor, control, PositionUm(51, 50, 0), tolerance_v=0.0)
-    assert bench.at_um == PositionUm(50, 50, z_um)
-
-
-def test_a_broken_link_during_a_hold_reaches_the_caller():
-    bench = Bench()
-    control = held(bench)
-
-    def breaks() -> None:
-        raise LinkError("gone")
-
-    bench.on_move = breaks
-    with pytest.raises(LinkError, match="gone"):
-        hold_distance(bench, bench.monitor, control, PositionUm(51, 50, 0), tolerance_v=0.04)
 
 
 # -- the same in real time, on the simulated controller ---------------------------------------------------------------
