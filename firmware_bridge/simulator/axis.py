@@ -46,8 +46,10 @@ class Axis:
         drift_um_s: float,
         sensor_drift_um_s: float,
         hysteresis: float,
+        servo_jump_um: float,
         now_s: float,
     ) -> None:
+        self.servo_jump_um = servo_jump_um
         self.low_um = self.soft_low_um = low_um
         self.high_um = self.soft_high_um = high_um
         self.noise_um, self._drift_um_s, self._sensor_drift_um_s = noise_um, drift_um_s, sensor_drift_um_s
@@ -188,6 +190,7 @@ def three_axes(
     drift_um_per_s: PositionUm,
     sensor_drift_um_per_s: PositionUm,
     hysteresis: float,
+    servo_jump_um: PositionUm,
     now_s: float,
 ) -> tuple[Axis, ...]:
     """The axes of a stage."""
@@ -200,10 +203,18 @@ def three_axes(
             drift_um_s=drift,
             sensor_drift_um_s=sensor_drift,
             hysteresis=hysteresis,
+            servo_jump_um=jump,
             now_s=now_s,
         )
-        for at, low, high, noise, drift, sensor_drift in zip(
-            at_um, travel_um.low, travel_um.high, noise_um, drift_um_per_s, sensor_drift_um_per_s, strict=True
+        for at, low, high, noise, drift, sensor_drift, jump in zip(
+            at_um,
+            travel_um.low,
+            travel_um.high,
+            noise_um,
+            drift_um_per_s,
+            sensor_drift_um_per_s,
+            servo_jump_um,
+            strict=True,
         )
     )
 

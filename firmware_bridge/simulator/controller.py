@@ -18,9 +18,9 @@ from firmware_bridge.errors import OutOfRangeError
 from firmware_bridge.position import Box, PositionUm
 
 from .axis import Axis, Stage, three_axes
-from .dialects import COMMANDS, CTO_PARAMETERS
+from .dialects import COMMANDS, CTO_PARAMETERS, MAX_ARGUMENTS
 from .faults import Faults
-from .grammar import INPUT_OVERFLOW, RECEIVE_TIMEOUT, Handlers, Refusal, expect
+from .grammar import INPUT_OVERFLOW, RECEIVE_TIMEOUT, Handlers, Refusal, expect, fixed
 from .moves import Moves
 from .outputs import Outputs
 from .parameters import QUIET_STOP, SETTLING_TIME, SINGLE_DIRECTION, TOLERANCE, Parameters
@@ -30,7 +30,6 @@ from .waves import Waves
 
 TRAVEL_UM = Box(PositionUm(0.0, 0.0, 0.0), PositionUm(100.0, 100.0, 10.0))  # P-733.3CL
 NO_DRIFT = PositionUm(0.0, 0.0, 0.0)
-MAX_ARGUMENTS = 32  # of one command (E-727)
 LONGEST_LINE = 4096
 
 
@@ -66,6 +65,10 @@ class Simulator:
         Of the piezos in open loop (SVA), of the travel.
     boot_s : float
         For how long after power-up moves are refused (error 63).
+    answer_s : float
+        How long the firmware thinks about each reply.
+    servo_jump_um : PositionUm
+        How far the stage jumps when its servo is closed, as far as its travel reaches: why nobody closes it blindly.
 
     Attributes
     ----------
@@ -73,6 +76,8 @@ class Simulator:
         What goes wrong: ``simulator.faults.inject("late", only="POS?")``.
     clock : callable
         As given.
+    identity : str
+        What ``*IDN?`` says.
 
     Raises
     ------
@@ -95,6 +100,8 @@ class Simulator:
         sensor_drift_um_per_s: PositionUm = NO_DRIFT,
         hysteresis: float = 0.12,
         boot_s: float = 0.0,
+        answer_s: float = 0.0,
+        servo_jump_um: PositionUm = NO_DRIFT,
     ) -> None:
         if profile not in gcs.PROFILES:
             raise OutOfRangeError(f"no profile {profile!r}: expected one of {', '.join(gcs.PROFILES)}")
@@ -103,7 +110,8 @@ class Simulator:
         self.clock = clock
         self.faults = Faults(clock, seed=seed)
         self._random = np.random.default_rng(seed)
-        self._tolerance_um, self._settling_s, self._boot_s = tolerance_um, settling_s, boot_s
+        self._tolerance_um, self._settling_s = tolerance_um, settling_s
+        self._boot_s, self._answer_s = boot_s, answer_s
         self._axes = three_axes(
             start_um or travel_um.centre,
             travel_um,
@@ -111,6 +119,7 @@ class Simulator:
             drift_um_per_s=drift_um_per_s,
             sensor_drift_um_per_s=sensor_drift_um_per_s,
             hysteresis=hysteresis,
+            servo_jump_um=servo_jump_um,
             now_s=clock() / 1e9,
         )
         self._lock = threading.RLock()
@@ -224,11 +233,12 @@ class Simulator:
             self._parameters.put(axis, SETTLING_TIME, self._settling_s)
         moves = Moves(self.profile, self._stage, self._recorder, self._random, self._may_be_on_target, self._halt)
         everything: Handlers = {
-            **moves.handlers(self.identity),
+            **moves.handlers(),
             **self._waves.handlers(),
             **self._recorder.handlers(),
             **self._outputs.handlers(),
             **self._parameters.handlers(),
+            "*IDN?": lambda args: fixed(f"{self.identity}\n")(args),
             "ERR?": self._read_error,
             "RBT": self._reboot,
         }
@@ -280,7 +290,7 @@ class Simulator:
             return
         reply, late_s = self.faults.reply(command, self._execute(command), self._execute, self.profile.axes)
         if reply:
-            due_ns = now_ns + round(late_s * 1e9)
+            due_ns = now_ns + round((late_s + self._answer_s) * 1e9)
             self._outbox.append((max([due_ns, *(t_ns for t_ns, _ in self._outbox)]), reply))
 
     def _execute(self, command: str) -> str:
@@ -303,7 +313,7 @@ class Simulator:
         try:
             expect(len(command) <= LONGEST_LINE, INPUT_OVERFLOW)
             expect(name.upper() in self._handlers or not name, gcs.UNKNOWN_COMMAND)
-            expect(len(args) <= MAX_ARGUMENTS, gcs.WRONG_COUNT)
+            expect(len(args) <= MAX_ARGUMENTS[self.profile.name], gcs.WRONG_COUNT)
             reply = self._handlers[name.upper()](args) if name else ""
         except Refusal as refusal:
             self._error = refusal.code

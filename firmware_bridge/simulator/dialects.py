@@ -11,3 +11,4 @@ _COMMON = (
 COMMANDS = {"e727": _COMMON, "e517": [*_COMMON, "ONL", "ONL?", "TPC?", "VCO", "VCO?", "TRO", "TRO?"]}
 CTO_PARAMETERS = {"e727": (1, 2, 3, 5, 6, 7, 8, 9), "e517": (1, 2, 3, 4, 5, 6, 7, 12)}
 NUMBERS = {"e727": "{:.5f}", "e517": "{:+010.4f}"}
+MAX_ARGUMENTS = {"e727": 32, "e517": 1000}  # of one command; an E-517's is the length of its line

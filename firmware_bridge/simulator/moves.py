@@ -45,12 +45,11 @@ class Moves:
         self._profile, self._stage, self._recorder, self._random = profile, stage, recorder, random
         self._may_be_on_target, self._halt = may_be_on_target, halt
 
-    def handlers(self, identity: str) -> Handlers:
+    def handlers(self) -> Handlers:
         """The commands."""
         stage = self._stage
         commands = COMMANDS[self._profile.name]
         return {
-            "*IDN?": fixed(identity + "\n"),
             "CSV?": fixed("2.0\n"),
             "HLP?": fixed(listing([*(f"#{byte}" for byte in gcs.CONTROL_BYTES), *commands])),
             "VER?": fixed(gcs.format_lines(["Firmware: superlens simulator 0.1", f"Model: {self._profile.model}"])),
@@ -185,7 +184,11 @@ class Moves:
             if which == "velocity_control":
                 axis.velocity_control = bool(value)
             elif getattr(axis, which) != bool(value):
-                axis.hold(self._stage.now_s, **{which: bool(value)})  # without a jump
+                axis.hold(self._stage.now_s, **{which: bool(value)})  # without a jump, but for servo_jump_um
+                if which == "servo" and axis.servo and axis.servo_jump_um:
+                    axis.command(
+                        self._stage.now_s, min(max(axis.target_um + axis.servo_jump_um, axis.low_um), axis.high_um)
+                    )
         return ""
 
     def _stop(self, args: list[str]) -> str:

@@ -51,6 +51,21 @@ def test_a_servo_knows_no_hysteresis_and_closing_and_opening_it_makes_no_jump(si
     assert x_at(simulator, clock, volts) == pytest.approx(30, abs=0.01)
 
 
+def test_a_stage_may_jump_when_its_servo_is_closed_but_not_beyond_its_travel(clock):
+    simulator = Simulator("e727", clock=clock, noise_um=QUIET, servo_jump_um=PositionUm(1.5, 0, 20))
+    simulator.feed(b"SVO 1 1 2 1 3 1\n")
+    clock.advance(0.2)
+    assert simulator.pose_um() == pytest.approx((51.5, 50, 10))
+    assert simulator.feed(b"SVO 1 1\nMOV? 1\n") == b"1=51.50000\n"
+
+
+def test_a_firmware_takes_its_time_to_answer(clock):
+    simulator = Simulator("e727", clock=clock, answer_s=0.001)
+    assert simulator.feed(b"ERR?\n") == b""
+    clock.advance(0.001)
+    assert simulator.feed(b"") == b"0\n"
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_hysteresis_is_monotone_bounded_and_can_be_inverted(voltages):
     loop = Hysteresis(0.15)
