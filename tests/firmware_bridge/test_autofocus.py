@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firmware_bridge.approach import PztRetraction
 from firmware_bridge.autofocus import autofocus, sharpness
 from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
+from firmware_bridge.focus import open_focus
+from firmware_bridge.safety import Interlock, Rules
+from firmware_bridge.simulator.esp301 import Esp301Server, SimulatedEsp301
+from tests.sphere import TRAVEL
 
 SIZE = 96
 FREQUENCY = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.fftfreq(SIZE)[None])
@@ -233,3 +238,49 @@ def test_bounds_that_make_no_sense_are_refused_before_anything_moves(bad):
     with pytest.raises(OutOfRangeError):
         stage.find(**bad)
     assert stage.visited == []
+
+
+# -- on a focus stage, under the interlock ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def instrument():
+    """A simulated ESP301 behind its wire, guarded by an interlock whose sphere sits on the objective."""
+    esp301 = SimulatedEsp301(start_mm=1.0)
+    esp301._motor.speed_mm_s = 50.0
+    with Esp301Server(esp301) as server:
+        retraction = PztRetraction()
+        interlock = Interlock(Rules("objective", TRAVEL, contact=False), stage=retraction)
+        with open_focus("esp301", server.address, "1", limits_um=(900.0, 2000.0), guard=interlock) as stage:
+            interlock.polled()
+            interlock.arm(by="a tester")
+            yield esp301, stage, interlock
+
+
+def test_the_focus_is_found_by_a_real_driver(instrument):
+    esp301, stage, interlock = instrument
+    found = autofocus(
+        stage.move_to,
+        lambda: math.exp(-((1e3 * esp301.position_mm - 984.0) ** 2) / 200),
+        low_um=950.0,
+        high_um=1000.0,
+        step_um=5.0,
+        check=interlock.check_armed,
+    )
+    assert found.position_um == pytest.approx(984.0, abs=0.5)
+
+
+def test_an_overload_during_the_search_ends_it_and_no_step_goes_nearer(instrument):
+    esp301, stage, interlock = instrument
+
+    def measure() -> float:
+        if stage.position_um() < 980:
+            interlock.overload("3 V")
+        return 1.0
+
+    with pytest.raises(RefusedError, match="3 V"):
+        autofocus(stage.move_to, measure, low_um=950.0, high_um=1000.0, step_um=5.0, check=interlock.check_armed)
+    assert esp301.position_mm == pytest.approx(0.975)
+    with pytest.raises(RefusedError, match="latched"):
+        stage.move_to(970.0)
+    stage.focus_up()

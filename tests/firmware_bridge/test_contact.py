@@ -6,6 +6,8 @@ import math
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from firmware_bridge.contact import ContactMonitor, Thresholds
 from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError
@@ -123,6 +125,29 @@ def test_the_set_point_takes_as_many_samples_as_the_overload():
         bench.step()
         reached.append(bench.monitor.at_set_point())
     assert reached == [False, False, False, True]
+
+
+volts = st.sampled_from([0.0, 0.1, 0.2, 1.0, 2.4999, 2.5, 3.0, math.nan])
+readings = st.lists(st.one_of(volts, st.just("out of range"), st.just("silent")), max_size=30)
+
+
+@given(readings, st.integers(1, 4))
+def test_an_overload_is_told_exactly_when_the_last_readings_all_say_so_or_there_is_none(values, debounce):
+    limits = Thresholds(set_point_v=2.0, overload_v=2.5, broken_v=0.2, debounce=debounce)
+    errors = {"out of range": OutOfRangeError("5 V"), "silent": LinkError("bus error")}
+    bench = Bench(*[errors.get(value, value) for value in values], 1.0, limits=limits)
+    bad, good_s = 0, bench.now_s
+    for value in values:
+        told = bench.step()
+        if value != "silent":
+            over = value == "out of range" or not 0.2 <= value < 2.5
+            bad = bad + 1 if over else 0
+        if value not in ("silent", "out of range"):
+            good_s = bench.now_s
+        stale = bench.now_s - good_s > bench.monitor.stale_s + 1e-12
+        confirmed = value != "silent" and bad >= debounce
+        assert any(why != "sampled" for why in told) == (stale or confirmed)
+        assert ("sampled" in told) == (value != "silent" and bad == 0)
 
 
 @pytest.mark.parametrize(

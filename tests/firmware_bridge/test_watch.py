@@ -112,6 +112,16 @@ def test_a_controller_that_falls_silent_is_stopped_and_what_can_be_is_retracted(
         b.simulator.faults.clear()
 
 
+@pytest.mark.parametrize("fault", ["servo_off", "reboot"])
+def test_a_servo_that_opens_while_nothing_moves_is_noticed(fault):
+    with bench() as b, Watch(b.stage, b.interlock, period_s=0.05):
+        b.stage.position_um()
+        b.interlock.arm(by=ME)
+        b.simulator.faults.inject(fault)
+        until(lambda: b.interlock.state is not State.ARMED)
+        assert "servo" in b.interlock.why
+
+
 def test_a_front_switch_that_opens_the_servo_disarms():
     with bench() as b:
         b.stage.position_um()
@@ -211,3 +221,32 @@ def test_a_watch_that_dies_says_so():
 def test_a_watch_looks_more_often_than_the_interlock_loses_its_patience(period_s):
     with pytest.raises(OutOfRangeError):
         Watch(Dumb(), Interlock(Rules("objective", TRAVEL), stage=PztRetraction()), period_s=period_s)
+
+
+def test_after_an_overload_no_thread_gets_leave_to_move_however_they_fall():
+    interlock = Interlock(Rules("objective", TRAVEL, contact=False), stage=PztRetraction())
+    interlock.polled()
+    interlock.arm(by=ME)
+    here_um, there_um = PositionUm(50, 50, 5), PositionUm(60, 50, 5)
+    allowed = [0.0] * 4
+    ready = threading.Barrier(5)
+
+    def ask(number: int) -> None:
+        ready.wait(5)
+        with contextlib.suppress(RefusedError):
+            while True:
+                asked_s = time.perf_counter()
+                interlock.check_move(here_um, there_um)
+                allowed[number] = asked_s
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    ready.wait(5)
+    time.sleep(0.05)
+    interlock.overload("3 V")
+    latched_s = time.perf_counter()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert 0 < max(allowed) < latched_s
