@@ -8,6 +8,7 @@ const RANK = ["fault", "warning", "note"];
 const local = new Map(); // problems only the page can see, by key
 const axes = new Map();
 let drawnProblems = "";
+let drawnPlans = "";
 let drawnState = null;
 let newScan = false; // the form is shown although there is a last scan
 
@@ -32,6 +33,7 @@ export function update(status, lost, stale) {
   stage(status.stage, status.camera !== null);
   scan(status);
   vitals(status, stale);
+  plans(status.engine);
 }
 
 function bar(status, lost, stale) {
@@ -197,16 +199,17 @@ function runs({ backend, precision, model_precision: file, fallback }) {
   return `${backend} ${what}${fallback ? ", for want of TensorRT" : ""}`;
 }
 
+const inMs = (seconds) => (seconds === null || seconds === undefined ? "not measured" : `${(seconds * 1000).toFixed(1)} ms`);
+
 function vitals({ state, engine, flow, rss_mb: rss, disk_free_mb: disk, uptime_s: uptime, version }, stale) {
   const captured = stale ? 0 : flow.capture_fps;
-  const ms = (seconds) => (seconds === null || seconds === undefined ? "not measured" : `${(seconds * 1000).toFixed(1)} ms`);
   const rows = [
     ["camera", captured === null ? (state === "IDLE" ? "ready" : "–") : `${captured.toFixed(1)} /s`, captured > 0],
     ["frames", grouped(flow.frames)],
-    ["engine p50", ms(engine?.engine_s.p50)],
-    ["engine p99", ms(engine?.engine_s.p99)],
-    ["to JPEG p50", ms(flow.latency_s.p50)],
-    ["to JPEG p99", ms(flow.latency_s.p99)],
+    ["engine p50", inMs(engine?.engine_s.p50)],
+    ["engine p99", inMs(engine?.engine_s.p99)],
+    ["to JPEG p50", inMs(flow.latency_s.p50)],
+    ["to JPEG p99", inMs(flow.latency_s.p99)],
     ["engine", engine === null ? "–" : runs(engine)],
     ["model file", engine === null ? "–" : engine.sha256.slice(0, 8)],
     ["memory", rss === null ? "not measured" : `${rss.toFixed(0)} MB`],
@@ -216,13 +219,62 @@ function vitals({ state, engine, flow, rss_mb: rss, disk_free_mb: disk, uptime_s
   ];
   const list = $("vitals");
   if (list.childElementCount === 0) {
-    list.append(...rows.map(([name]) => el("div", "", el("dt", "", name), el("dd", "", el("span")))));
+    list.append(...rows.map(([name]) => el("div", name === "engine" ? "wide" : "", el("dt", "", name), el("dd", "", el("span")))));
   }
-  rows.forEach(([, text, good], i) => {
+  rows.forEach(([name, text, good], i) => {
     const value = list.children[i].lastChild;
     const tick = value.querySelector("svg");
     if (good && !tick) value.prepend(okTick());
     if (!good && tick) tick.remove();
     if (value.lastChild.textContent !== text) value.lastChild.textContent = text;
+    if (name === "engine" && value.title !== (engine?.note ?? "")) value.title = engine?.note ?? "";
   });
+}
+
+// ---------- what was measured of TensorRT ----------
+/** A row for each precision that was measured, and one for what is being made; first, why another back end runs. */
+function plans(engine) {
+  const { candidates = [], building = null, fallback = false, note = null } = engine ?? {};
+  const key = JSON.stringify([candidates, building, fallback, note, engine?.backend, engine?.model_precision]);
+  if (key === drawnPlans) return;
+  drawnPlans = key;
+  $("plans").hidden = candidates.length === 0 && building === null && !fallback;
+  const rows = fallback && note ? [whyRow(note)] : [];
+  for (const one of candidates) rows.push(...planRows(one, engine));
+  if (building) {
+    const share = building.fraction === null ? "" : ` ${Math.floor(100 * building.fraction)} %`;
+    rows.push(planRow(building.precision, [outcome("moving", "", `${building.phase}${share}`)]));
+  }
+  $("plans").tBodies[0].replaceChildren(...rows);
+}
+
+function planRows(one, { backend, model_precision: file }) {
+  const runs = backend === "tensorrt" && one.precision === file;
+  const [shape, severity, word] = runs ? ["ok", "ok", "runs"] : one.problem ? ["warn", "warn", one.psnr_db === null ? "not used" : "refused"] : ["idle", "", "slower"];
+  const db = one.psnr_db === null ? "not measured" : one.psnr_db >= 200 ? "equal to FP32" : `${one.psnr_db.toFixed(1)} dB`;
+  const figures = [one.median_s, one.psnr_db].every((figure) => figure === null) ? ["not measured"] : [inMs(one.median_s), db];
+  const row = planRow(one.precision, [...figures.map((figure) => el("td", "", figure)), outcome(shape, severity, word)]);
+  if (one.p99_s !== null) row.title = `99 of 100 frames within ${inMs(one.p99_s)}; dB: how near its pictures are to FP32's`;
+  return one.problem ? [row, whyRow(one.problem)] : [row];
+}
+
+/** Name and cells, the first of which fills what the row has too few of. */
+function planRow(precision, cells) {
+  const head = el("th", "", precision);
+  head.scope = "row";
+  cells[0].colSpan = 4 - cells.length;
+  return el("tr", "", head, ...cells);
+}
+
+function outcome(shape, severity, word) {
+  const sign = icon(shape);
+  sign.dataset.sev = severity;
+  return el("td", "outcome", sign, word);
+}
+
+function whyRow(text) {
+  const cell = el("td", "", el("p", "", text));
+  cell.colSpan = 4;
+  cell.title = text;
+  return el("tr", "why", cell);
 }

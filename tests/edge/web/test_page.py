@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edge.errors import BusyError, CameraError
-from edge.status import Problem, RunState, ScanStatus
+from edge.status import BuildStatus, CandidateStatus, Problem, RunState, ScanStatus
 from edge.web import PageServer
 
 if TYPE_CHECKING:
@@ -172,6 +172,72 @@ def test_an_engine_that_stands_in_for_another_says_so_and_what_is_being_made(
     words = "document.getElementById('vitals').textContent.includes('openvino int8 in bf16, for want of TensorRT')"
     wait_until(page, words)
     wait_until(page, "document.body.textContent.includes('Building engine, 40 of 100')")
+    overlaps = """[...document.querySelectorAll("#vitals div")].filter((row) => row.scrollWidth > row.clientWidth)"""
+    assert page.evaluate(f"{overlaps}.map((row) => row.textContent)") == []
+
+
+CANDIDATES = (
+    CandidateStatus(precision="fp16", median_s=0.00412, p99_s=0.0046, psnr_db=61.24, problem=None),
+    CandidateStatus(precision="int8_fp16", median_s=0.00455, p99_s=0.0049, psnr_db=48.1, problem=None),
+    CandidateStatus(
+        precision="int8", median_s=0.002, p99_s=0.0021, psnr_db=31.2, problem="31.2 dB from FP32, expected at least 35"
+    ),
+    CandidateStatus(precision="fp32", median_s=None, p99_s=None, psnr_db=None, problem="not built (no memory)"),
+)
+NOTE = "fp16 runs: 4.12 ms a frame, 61.24 dB from FP32; int8: 31.2 dB from FP32, expected at least 35"
+ON_TENSORRT = {"backend": "tensorrt", "precision": "fp16", "model_precision": "fp16", "note": NOTE}
+ROWS = (
+    "[...document.getElementById('plans').rows].map((row) => [...row.cells].map((cell) => cell.textContent).join(' '))"
+)
+
+
+def with_engine(box: Any, **changes: Any) -> dict[str, Any]:
+    """A change of the status: the engine's."""
+    return {"engine": box.board.status().engine.model_copy(update=changes)}
+
+
+@pytest.mark.parametrize(("size", "theme"), [(DESKTOP, "dark"), (DESKTOP, "light"), (PHONE, "dark")])
+def test_each_precision_has_its_figures_and_why_it_runs_or_does_not(
+    box: Any, rhythm: Any, open_page: OpenPage, size: tuple[int, int], theme: str
+) -> None:
+    page = open_page(size, theme=theme)
+    wait_until(page, LIVE)
+    if size == PHONE:
+        page.click(".dock [data-tab=health]")
+    assert page.is_hidden("#plans")
+    box.publish(**with_engine(box, **ON_TENSORRT, candidates=CANDIDATES))
+    page.wait_for_selector("#plans:not([hidden])")
+    assert page.evaluate(ROWS) == [
+        "fp16 4.1 ms 61.2 dB runs",
+        "int8_fp16 4.5 ms 48.1 dB slower",
+        "int8 2.0 ms 31.2 dB refused",
+        "31.2 dB from FP32, expected at least 35",
+        "fp32 not measured not used",
+        "not built (no memory)",
+    ]
+    shapes = page.locator("#plans use").evaluate_all("(uses) => uses.map((use) => use.getAttribute('href'))")
+    assert shapes == ["#i-ok", "#i-idle", "#i-warn", "#i-warn"]
+    assert page.get_by_title(NOTE).inner_text() == "tensorrt fp16"
+    texts = page.evaluate("[...document.querySelectorAll('#plans *')].map((node) => node.textContent.trim())")
+    assert [text for text, _ in page.evaluate(POOR_TEXTS) if text in texts] == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_what_stands_in_for_tensorrt_has_its_reason_and_what_is_made_its_progress(
+    box: Any, rhythm: Any, open_page: OpenPage
+) -> None:
+    page = open_page()
+    reason = "OpenVINO runs in place of TensorRT: No TensorRT plan was chosen yet for enhance-rt."
+    building = BuildStatus(precision="int8_fp16", phase="Building engine", fraction=0.405)
+    box.publish(**with_engine(box, fallback=True, note=reason, building=building))
+    wait_until(page, f"{ROWS}.length === 2")
+    assert page.evaluate(ROWS) == [reason, "int8_fp16 Building engine 40 %"]
+    box.publish(**with_engine(box, building=building.model_copy(update={"phase": "Measuring", "fraction": None})))
+    wait_until(page, f"{ROWS}[1] === 'int8_fp16 Measuring'")
+    box.publish(**with_engine(box, **ON_TENSORRT, fallback=False, building=None, candidates=CANDIDATES[:1]))
+    wait_until(page, f"{ROWS}[0] === 'fp16 4.1 ms 61.2 dB runs'")
+    box.publish(**with_engine(box, backend="openvino", note=None, candidates=()))
+    page.wait_for_selector("#plans", state="hidden")
 
 
 def test_an_output_is_chosen_by_keys_and_the_label_names_what_is_in_the_picture(
@@ -451,9 +517,11 @@ STATES: dict[str, dict[str, Any]] = {
 def test_nothing_moves_between_states(box: Any, rhythm: Any, open_page: OpenPage, size: tuple[int, int]) -> None:
     page = open_page(size)
     wait_until(page, LIVE)
-    healthy = {key: getattr(box.board.status(), key) for changes in STATES.values() for key in changes}
+    engines = {"note": "40.1 frames/s", **with_engine(box, **ON_TENSORRT, candidates=CANDIDATES)}
+    states = STATES | {"engines": engines}
+    healthy = {key: getattr(box.board.status(), key) for changes in states.values() for key in changes}
     places: dict[str, set[str]] = {}
-    for name, changes in STATES.items():
+    for name, changes in states.items():
         box.publish(**{**healthy, **changes})
         word = box.board.status().state.value
         note = box.board.status().note
