@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import gcs
 from .errors import OutOfRangeError, RefusedError
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+
+class Look(NamedTuple):
+    """How a move is getting on: whether set points still move, whether all axes are on target, where they are."""
+
+    moving: bool
+    on_target: bool
+    positions_um: list[PositionUm]
 
 
 class Controller:
@@ -65,20 +71,22 @@ class Controller:
 
     def read(self, mnemonic: str, *, times: int = 1) -> list[PositionUm]:
         """A number for each axis, asked `times` times in one write."""
-        query = gcs.query_line(mnemonic, self.axes) * times
-        return self.link.ask_each(query, [lambda reply: PositionUm(*gcs.parse_numbers(reply, self.axes))] * times)
+        return self.link.ask_each(gcs.query_line(mnemonic, self.axes) * times, [self._parse_position] * times)
 
     def flags(self, mnemonic: str) -> list[bool]:
         """A state of each axis."""
-        return self.link.ask(gcs.query_line(mnemonic, self.axes), lambda reply: gcs.parse_flags(reply, self.axes))
+        return self.link.ask(gcs.query_line(mnemonic, self.axes), self._parse_flags)
 
     def error(self) -> int:
         """The error register, which reading clears."""
         return self.link.ask(gcs.query_line("ERR?"), gcs.parse_integer)
 
-    def moving(self) -> bool:
-        """Whether a set point still moves (#5)."""
-        return self.link.ask(gcs.MOVING, gcs.parse_bitmap) != 0
+    def look(self, readings: int) -> Look:
+        """Moving (#5), on target (ONT?) and so many readings of the position (POS?), in one write."""
+        request = gcs.MOVING + gcs.query_line("ONT?", self.axes) + gcs.query_line("POS?", self.axes) * readings
+        parsers: list[Callable[[str], Any]] = [gcs.parse_bitmap, self._parse_flags, *[self._parse_position] * readings]
+        moving, on_target, *positions_um = self.link.ask_each(request, parsers)
+        return Look(moving != 0, all(on_target), positions_um)
 
     def generating(self) -> bool:
         """Whether a wave generator runs (#9)."""
@@ -185,6 +193,12 @@ class Controller:
         self.link.close()
         if self.server is not None:
             self.server.stop()
+
+    def _parse_position(self, reply: str) -> PositionUm:
+        return PositionUm(*gcs.parse_numbers(reply, self.axes))
+
+    def _parse_flags(self, reply: str) -> list[bool]:
+        return gcs.parse_flags(reply, self.axes)
 
     def _channels(self) -> Sequence[str]:
         return [str(number) for number in range(1, len(self.axes) + 1)]

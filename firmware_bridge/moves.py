@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from . import gcs
-from .controller import Controller
+from .controller import Controller, Look
 from .errors import (
     LinkError,
     LinkTimeoutError,
@@ -104,7 +104,7 @@ class Mover:
         self._rested_um: PositionUm | None = None
         self._held_um: PositionUm | None = None
         self._rest, self._clock, self._sleep = rest, clock, sleep
-        self._settling_s = 0.0  # how long the last moves took to settle: asking earlier only keeps the wire busy
+        self._settling_s = 0.0  # what the last moves took beyond their slew: asking earlier only keeps the wire busy
         self._lock = threading.Lock()
         self._last_stop = object()  # a new one with each stop: a move ends when it is not the one it began with
 
@@ -241,34 +241,52 @@ class Mover:
             raise
 
     def _settle(self, target_um: PositionUm, last_stop: object, timeout_s: float, slew_s: float) -> PositionUm:
-        begun_s = self._clock()
-        deadline_s = begun_s + timeout_s
-        self._pause(min(slew_s, timeout_s), last_stop)
-        while self.ask(self.controller.moving):
-            self._check_before(deadline_s, target_um, timeout_s)
-            self._pause(POLL_S, last_stop)
-        arrived_s = self._clock()
-        deadline_s = min(deadline_s, arrived_s + self._rest.timeout_s)
-        self._pause(min(0.9 * self._settling_s, self._rest.timeout_s), last_stop)
-        suspected = settled = False
+        due_s, deadline_s = self.began_s + slew_s, self.began_s + timeout_s
+        arrived_s: float | None = None
+        settled = suspected = False
+        # When it should have settled, it is asked where it is in the same write: a round trip less.
+        hopeful = first = True
+        self._pause(min(slew_s + self._settling_s, timeout_s), last_stop)
         while True:
             self._check_stopped(last_stop)
-            if all(self.ask(lambda: self.controller.flags("ONT?"))):
-                if not settled:
-                    self._settling_s, settled = self._clock() - arrived_s, True
-                readings_um = self.ask(lambda: self.controller.read("POS?", times=self._rest.readings))
+            looked_s = self._clock()
+            seen = self._look(self._rest.readings if hopeful else 0)
+            if arrived_s is None and not seen.moving:
+                arrived_s = self._clock()
+                deadline_s = min(deadline_s, arrived_s + self._rest.timeout_s)
+            rests = seen.on_target and not seen.moving
+            if rests and not settled:
+                settled = True
+                self._learn_settling(None if first else looked_s - due_s)
+            if rests and seen.positions_um and self._agree(seen.positions_um, target_um):
                 self._check_stopped(last_stop)
-                if distance_um(readings_um[0], readings_um[-1]) > self._rest.noise_um:
-                    log.warning("two readings differ: %s; reading again", readings_um)
-                elif distance_um(readings_um[-1], target_um) <= self._rest.tolerance_um:
-                    return readings_um[-1]
-            elif not suspected and self._clock() > arrived_s + self._settling_s + SUSPECT_S:
+                return seen.positions_um[-1]
+            if not rests and not suspected and looked_s > (arrived_s or looked_s) + self._settling_s + SUSPECT_S:
                 suspected = True
                 open_loops = self.ask(self.controller.open_loops)
                 if open_loops:
                     raise self._servo_lost(open_loops)
             self._check_before(deadline_s, target_um, timeout_s)
-            self._pause(POLL_S, last_stop)
+            if not rests or hopeful:
+                self._pause(POLL_S, last_stop)
+            hopeful, first = rests, False
+
+    def _look(self, readings: int) -> Look:
+        return self.ask(lambda: self.controller.look(readings))
+
+    def _learn_settling(self, seen_s: float | None) -> None:
+        # Seen at the first look, it may have settled earlier: a little earlier next time. Seen later: then. What was
+        # late for another reason is not believed at once.
+        if seen_s is None:
+            self._settling_s *= 0.97
+        else:
+            self._settling_s = max(0.0, min(seen_s, 2 * self._settling_s + POLL_S))
+
+    def _agree(self, readings_um: Sequence[PositionUm], target_um: PositionUm) -> bool:
+        if distance_um(readings_um[0], readings_um[-1]) > self._rest.noise_um:
+            log.warning("two readings differ: %s; reading again", readings_um)
+            return False
+        return distance_um(readings_um[-1], target_um) <= self._rest.tolerance_um
 
     def _servo_lost(self, found: str) -> ServoLostError:
         why = f"{found}: the controller was started anew, or switched over at its front panel"

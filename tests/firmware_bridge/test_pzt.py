@@ -241,7 +241,6 @@ OPENING = [
 ]
 MOV = b"MOV 1 10 2 20 3 5\nERR?\n"
 TARGET = PositionUm(10, 20, 5)
-ONT = (b"ONT? 1 2 3\n", b"1=1 \n2=1 \n3=1\n")
 
 
 def on_the_bench(link, profile="e727", **options):
@@ -258,30 +257,37 @@ def pos(x, y, z):
     return (b"POS? 1 2 3\n", f"1={x} \n2={y} \n3={z}\n".encode())
 
 
-def twice(first, second):
-    return (first[0] + second[0], first[1] + second[1])
+def look(moving, on_target, *positions):
+    """One look at a move: the question, and its answer."""
+    answers = [b"%d\n" % moving, b"1=%d \n2=1 \n3=1\n" % on_target, *(pos(*at)[1] for at in positions)]
+    return (b"\x05ONT? 1 2 3\n" + b"POS? 1 2 3\n" * len(positions), b"".join(answers))
 
 
-def test_a_move_is_one_write_a_poll_of_motion_then_of_target_and_two_readings(scripted):
-    stage, _ = closed_loop(
-        scripted,
-        [(MOV, b"0\n"), (b"\x05", b"3\n"), (b"\x05", b"0\n"), ONT, twice(pos(10.001, 20, 5), pos(10.002, 20, 5))],
-    )
-    assert stage.move_to(TARGET) == (10.002, 20, 5)
-
-
-def test_a_reading_that_was_garbled_on_the_wire_is_read_again(scripted):
+def test_a_move_is_one_write_and_then_looks_until_it_rests(scripted):
     stage, _ = closed_loop(
         scripted,
         [
             (MOV, b"0\n"),
-            (b"\x05", b"0\n"),
-            ONT,
-            twice(pos(18, 20, 5), pos(10, 20, 5)),
-            ONT,
-            twice(pos(10, 20, 5), pos(10, 20, 5)),
+            look(3, False, (4, 20, 5), (5, 20, 5)),  # it might have settled: the positions are asked for
+            look(0, False),  # it has not
+            look(0, True),
+            look(0, True, (10.001, 20, 5), (10.002, 20, 5)),
         ],
     )
+    assert stage.move_to(TARGET) == (10.002, 20, 5)
+
+
+def test_the_next_move_commands_only_what_changes(scripted):
+    rest = look(0, True, (10, 20, 5), (10, 20, 5))
+    script = [(MOV, b"0\n"), rest, (b"MOV 2 21\nERR?\n", b"0\n"), look(0, True, (10, 21, 5), (10, 21, 5))]
+    stage, _ = closed_loop(scripted, script)
+    stage.move_to(TARGET)
+    assert stage.move_to(TARGET._replace(y=21)) == (10, 21, 5)
+
+
+def test_a_reading_that_was_garbled_on_the_wire_is_read_again(scripted):
+    good = look(0, True, (10, 20, 5), (10, 20, 5))
+    stage, _ = closed_loop(scripted, [(MOV, b"0\n"), look(0, True, (18, 20, 5), (10, 20, 5)), good])
     assert stage.move_to(TARGET) == TARGET
 
 
@@ -299,15 +305,16 @@ def test_an_error_that_may_be_anothers_stops_the_stage_before_it_is_reported(scr
 
 
 def test_a_stage_that_says_on_target_elsewhere_is_not_believed(scripted):
-    elsewhere = [(b"\x05", b"0\n"), ONT, twice(pos(50, 20, 5), pos(50, 20, 5))]
-    script = [(MOV, b"0\n"), *elsewhere, pos(50, 20, 5), (b"\x18", None), (b"ERR?\n", b"10\n")]
+    elsewhere = look(0, True, (50, 20, 5), (50, 20, 5))
+    script = [(MOV, b"0\n"), elsewhere, pos(50, 20, 5), (b"\x18", None), (b"ERR?\n", b"10\n")]
     stage, _ = closed_loop(scripted, script, rest=Rest(timeout_s=-1.0))  # its deadline is over after one look
     with pytest.raises(LinkTimeoutError, match=r"it was at \(50, 20, 5\) um"):
         stage.move_to(TARGET)
 
 
 def test_a_stage_whose_answer_makes_no_sense_in_mid_move_is_stopped(scripted):
-    stage, _ = closed_loop(scripted, [(MOV, b"0\n"), (b"\x05", b"what?\n"), (b"\x18", None), IDN, (b"ERR?\n", b"10\n")])
+    nonsense = (look(0, True, TARGET, TARGET)[0], b"what?\n" + look(0, True, TARGET, TARGET)[1][2:])
+    stage, _ = closed_loop(scripted, [(MOV, b"0\n"), nonsense, (b"\x18", None), IDN, (b"ERR?\n", b"10\n")])
     with pytest.raises(ProtocolError, match="bitmap"):
         stage.move_to(TARGET)
 
