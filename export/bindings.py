@@ -47,8 +47,9 @@ def make_logger() -> Any:
 
 
 def why(logger: Any) -> str:
-    """TensorRT's last errors, as the end of a sentence."""
+    """TensorRT's last errors, as the end of a sentence; told once, or they would explain what fails later, too."""
     said = "; ".join(logger.errors) or "it gave no reason"
+    logger.errors.clear()
     if "out of memory" in said.lower() or "outofmemory" in said.lower():
         said += ". The GPU's memory is full: close other programs, or take a smaller model or smaller frames"
     return said
@@ -64,6 +65,7 @@ def checked(value: _T | None, what: str, logger: Any) -> _T:
     """
     if value is None or value is False:
         raise PlanError(f"TensorRT {what}: {why(logger)}")
+    logger.errors.clear()  # it went well in the end
     return value
 
 

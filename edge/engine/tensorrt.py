@@ -70,17 +70,18 @@ class TensorRtEngine:
         self.manifest = manifest
         self.precision: str = manifest.precision
         folder = plans or default_plans()
-        with ExitStack() as closing:
-            self._gpu = GpuThread()
-            closing.callback(self._gpu.close)
+        self._parts = ExitStack()  # closed in the GPU's thread
+        self._gpu = GpuThread()
+        with ExitStack() as undo:
+            undo.callback(self.close)
             try:
                 network = self._gpu.run(lambda: LoadedPlan(path, manifest, counts, folder))
             except PlanError as exc:
                 raise EngineError(str(exc)) from exc
-            closing.callback(self._gpu.run, network.close)
+            self._parts.callback(network.close)
             self._loop = self._gpu.run(lambda: _loop(network, counts, manifest))
-            closing.callback(self._gpu.run, self._loop.close)
-            self._closing = closing.pop_all()
+            self._parts.callback(self._loop.close)
+            undo.pop_all()
 
     @property
     def captured(self) -> bool | None:
@@ -96,8 +97,8 @@ class TensorRtEngine:
         return self._gpu.run(lambda: self._loop.infer(pixels))
 
     def close(self) -> None:
-        """The loop, then the network, then the thread."""
-        self._closing.close()
+        """The loop, then the network, then the thread; a GPU that hangs is left behind. May be called twice."""
+        self._gpu.close(self._parts.close)
 
 
 def _loop(network: LoadedPlan, counts: Counts, manifest: Manifest) -> CudaLoop:
@@ -158,6 +159,7 @@ class LoadedPlan:
 
     def enqueue(self, stream: int) -> None:
         """Run the network on a stream; returns before it has run."""
+        self._logger.errors.clear()  # of an earlier frame: they do not explain this one
         if not self._context.execute_async_v3(stream):
             raise EngineError(
                 f"TensorRT did not run {', '.join(self._shapes)}: {why(self._logger)}. If the GPU was lost, restart "

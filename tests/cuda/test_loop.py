@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge.errors import EngineError
-from tests.cuda import reference
+from tests.cuda import networks, reference
 from tests.cuda.loop_contract import HEIGHT, WIDTH, LoopContract
 from tests.cuda.standin import Standin
 
@@ -183,6 +183,42 @@ class TestCudaLoop(LoopContract):
             assert not slot.any()
             slot[...] = level + 3
             assert (gpu.run(lambda slot=slot: loop.infer(slot))["enhanced"] == level + 3).all()  # type: ignore[misc]
+
+    def test_the_graph_of_every_slot_is_proven(
+        self, gpu: GpuThread, build: Build, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        calls = []
+
+        def before() -> None:
+            calls.append(1)
+            network.default_stream = len(calls) == 3  # while the second slot is recorded
+
+        loop, network = build(before=before)
+        pool = gpu.run(lambda: loop.allocate(2))
+        assert loop.captured is False
+        assert "counts off" in caplog.text
+        slot = pool.slots[1]
+        slot[...] = 3
+        assert (gpu.run(lambda: loop.infer(slot))["enhanced"] == 3).all()
+
+    def test_a_graph_is_not_believed_where_nothing_can_be_seen_of_it(
+        self, gpu: GpuThread, build: Build, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Any two replays of a network look alike whose picture is always the same."""
+        monkeypatch.setitem(networks.GAIN, "enhanced", (0.001, 0.5))
+        loop, _ = build()
+        gpu.run(lambda: loop.allocate(2))
+        assert loop.captured is False
+        assert "one by one: noise and black are 0 of 255 counts apart" in caplog.text
+
+    def test_too_little_memory_for_a_graphs_launch_is_said_with_what_is_free(
+        self, gpu: GpuThread, build: Build, standin: Standin
+    ) -> None:
+        loop, _ = build()
+        slot = gpu.run(lambda: loop.allocate(1)).slots[0]
+        standin.fail("cuGraphLaunch", OUT_OF_MEMORY)
+        with pytest.raises(EngineError, match=r"CUDA_ERROR_OUT_OF_MEMORY\. \d+ of 8192 MB are free\. Close what else"):
+            gpu.run(lambda: loop.infer(slot))
 
     def test_a_network_that_refuses_a_frame_is_an_error_not_an_old_result(self, gpu: GpuThread, build: Build) -> None:
         refusing = []

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from export.plan import this_device
 from tests.contracts import EngineContract
 from tests.cuda.standin import Standin
 from tests.tensorrt.models import load_fake, make_precisions
+
+if TYPE_CHECKING:
+    from edge.engine.cuda.thread import GpuThread
 
 CAMERA = Counts((32, 48), "mono16", 12)
 
@@ -136,6 +140,31 @@ def test_plans_are_measured_and_the_accurate_one_runs(tensorrt: Any, opened: lis
     assert choice.candidates[0].psnr_db == pytest.approx(64.8, abs=0.5)
     assert stored_choice(job) == choice
     opened.append(load_plan(job, choice.precision, job.plans))
+
+
+def test_a_gpu_that_hangs_does_not_hang_the_one_who_closes_the_engine(
+    tensorrt: Any, job: Job, standin: Standin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_plan(job.bundle, "fp16", (32, 48), job.plans)
+    engine = load_plan(job, "fp16", job.plans)
+    gpu: GpuThread = engine._gpu  # type: ignore[attr-defined]
+    monkeypatch.setattr("edge.engine.cuda.thread.CLOSE_TIMEOUT_S", 0.05)
+    hanging, entered = threading.Event(), threading.Event()
+    frame = threading.Thread(target=lambda: gpu.run(lambda: (entered.set(), hanging.wait(20))))
+    frame.start()
+    assert entered.wait(5)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    closing.join(5)
+    assert not closing.is_alive()
+    assert caplog.text.count("has not answered for 0.05 s") == 1
+    assert standin.live > 0
+    hanging.set()
+    frame.join(5)
+    gpu._thread.join(5)
+    engine.close()
+    gc.collect()
+    assert standin.live == 0  # what was asked for is done when the GPU comes back
 
 
 @pytest.mark.parametrize("fault", ["device lost", "out of memory", "IExecutionContext.set_tensor_address"])

@@ -107,6 +107,19 @@ def test_a_driver_that_hangs_does_not_hang_the_one_who_closes(
     waiting.join()
 
 
+def test_the_last_call_runs_once_and_its_error_reaches_the_one_who_closes(gpu: GpuThread) -> None:
+    ran: list[str] = []
+
+    def last() -> None:
+        ran.append(threading.current_thread().name)
+        raise ZeroDivisionError("the last call")
+
+    with pytest.raises(ZeroDivisionError, match="the last call"):
+        gpu.close(last)
+    gpu.close(last)
+    assert ran == ["gpu"]
+
+
 def test_a_context_that_cannot_be_popped_does_not_abort_the_process(standin: Standin) -> None:
     done = python(
         "from edge.engine.cuda.thread import GpuThread\ngpu = GpuThread()\n"

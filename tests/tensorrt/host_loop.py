@@ -22,12 +22,16 @@ class HostThread:
 
     def __init__(self, device: int = 0) -> None:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+        self._closed = False
 
     def run(self, call: Callable[[], _T]) -> _T:
         return self._worker.submit(call).result()
 
-    def close(self) -> None:
-        self._worker.shutdown()
+    def close(self, last: Callable[[], object] = lambda: None) -> None:
+        if not self._closed:
+            self._closed = True
+            self.run(last)
+            self._worker.shutdown()
 
 
 class HostLoop:

@@ -18,6 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from export.bindings import checked, make_logger
 from export.build_engine import CANCELLED, FAILED, Request, build
 from export.errors import CancelledBuildError, PlanError
 from export.manifest import Bundle
@@ -292,3 +293,17 @@ class TestAsAChild:
     def test_it_needs_neither_torch_nor_onnx(self, child_environment: pytest.MonkeyPatch) -> None:
         code = "import sys, export.build_engine; sys.exit(bool({'torch', 'onnx', 'tensorrt'} & set(sys.modules)))"
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_an_error_is_told_once_and_not_of_a_call_that_went_well(fake_tensorrt: Callable[..., Any]) -> None:
+    trt = fake_tensorrt()
+    logger = make_logger()
+    logger.log(trt.ILogger.ERROR, "the first")
+    with pytest.raises(PlanError, match="TensorRT made nothing: the first"):
+        checked(None, "made nothing", logger)
+    with pytest.raises(PlanError, match="TensorRT made nothing: it gave no reason"):
+        checked(None, "made nothing", logger)
+    logger.log(trt.ILogger.ERROR, "one that was overcome")
+    assert checked(3, "made nothing", logger) == 3
+    with pytest.raises(PlanError, match="it gave no reason"):
+        checked(False, "made nothing", logger)

@@ -219,6 +219,17 @@ def test_a_launch_that_is_refused_is_an_error_and_the_engine_still_closes(
     engine.close()
 
 
+def test_an_error_of_an_earlier_frame_does_not_explain_a_later_one(engine_of: Callable[..., Any]) -> None:
+    engine = engine_of()
+    slot = engine.allocate(1).acquire(timeout_s=0)
+    network = engine._loop._executable
+    network._logger.errors.append("something of long ago, that did no harm")
+    network._context.execute_async_v3 = lambda stream: False
+    with pytest.raises(EngineError, match="did not run image, enhanced: it gave no reason"):
+        engine.infer(slot)
+    engine.close()
+
+
 def test_memory_that_is_not_aligned_is_refused(engine_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HostLoop, "misalign", 4)
     with pytest.raises(EngineError, match=r"tensor image: .*a multiple of 256"):

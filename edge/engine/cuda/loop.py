@@ -136,7 +136,7 @@ class CudaLoop:
             pixels[...] = 0
             work.append(functools.partial(self._enqueue, address, pixels.strides[0]))
         self._run(work[0])
-        launch = self._record(ring.arrays[0], work) or work
+        launch = self._record(ring.arrays, work) or work
         self._launch.update(zip((pixels.ctypes.data for pixels in ring.arrays), launch, strict=True))
         return FramePool(ring.arrays)
 
@@ -185,7 +185,9 @@ class CudaLoop:
             self._done.record(self._stream)
             self._done.synchronize()
 
-    def _record(self, frame: NDArray[Any], work: Sequence[Callable[[], None]]) -> list[Callable[[], None]] | None:
+    def _record(
+        self, frames: Sequence[NDArray[Any]], work: Sequence[Callable[[], None]]
+    ) -> list[Callable[[], None]] | None:
         if not self._graphs:
             self.captured = False
             return None
@@ -194,7 +196,8 @@ class CudaLoop:
             for enqueue in work:
                 graphs.append(Graph(self._stream, enqueue))
                 self._owned.callback(graphs[-1].close)
-            self._prove(frame, work[0], graphs[0].launch)
+            for frame, enqueue, graph in zip(frames, work, graphs, strict=True):
+                self._prove(frame, enqueue, graph.launch)
         except EngineError as exc:
             self._graphs = self.captured = False
             # As text: a log keeps its records, and with the error whatever of pycuda its traceback holds.
@@ -210,19 +213,28 @@ class CudaLoop:
         What a library launches on a stream of its own is no error while this one records: it is missing afterwards.
         """
         full_scale = self._counts.full_scale
+        least = 0.01 * full_scale  # not 0: a network may add up in any order
         noise = np.random.default_rng(0).integers(0, 256, frame.nbytes, np.uint8).view(frame.dtype)
-        noise = noise & full_scale if frame.itemsize > 1 else noise
-        frame[...] = noise.reshape(frame.shape)
-        self._run(enqueue)
-        wanted = [picture.astype(np.int32) for picture in self._outputs.values()]
+        noise = (noise & full_scale if frame.itemsize > 1 else noise).reshape(frame.shape)
+
+        def pictures(counts: NDArray[Any] | int, launch: Callable[[], None]) -> list[NDArray[np.int32]]:
+            frame[...] = counts
+            self._run(launch)
+            return [picture.astype(np.int32) for picture in self._outputs.values()]
+
+        wanted, black = pictures(noise, enqueue), pictures(0, enqueue)
+        found = pictures(noise, replay)
         frame[...] = 0
-        self._run(enqueue)
-        frame[...] = noise.reshape(frame.shape)
-        self._run(replay)
-        off = max(int(np.abs(found - want).max()) for found, want in zip(self._outputs.values(), wanted, strict=True))
-        frame[...] = 0
-        if off > 0.01 * full_scale:  # not 0: a network may add up in any order
+        if (differ := min(map(_difference, wanted, black))) <= least:
+            raise EngineError(
+                f"noise and black are {differ} of {full_scale} counts apart, so that a replay shows nothing"
+            )
+        if (off := max(map(_difference, wanted, found))) > least:
             raise EngineError(f"the replay of a frame is up to {off} of {full_scale} counts off")
+
+
+def _difference(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:
+    return int(np.abs(one - other).max())
 
 
 def _picture(spec: TensorSpec, sides: tuple[int, int]) -> tuple[int, ...]:

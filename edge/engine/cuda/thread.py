@@ -101,16 +101,24 @@ class GpuThread:
     def _take_back(self, key: int) -> None:
         self._lent.pop(key).base.free()  # type: ignore[union-attr]  # pycuda's own block, which numpy types as an array
 
-    def close(self) -> None:
-        """Finish what was handed over and end the thread once no memory of it is used. May be called twice."""
+    def close(self, last: Callable[[], object] = lambda: None) -> None:
+        """Finish what was handed over, run ``last``, and end the thread once no memory of it is used.
+
+        A GPU that hangs is given :data:`CLOSE_TIMEOUT_S` for all of it. May be called twice: ``last`` runs once.
+        """
+        answer: Future[object] = Future()
         with self._lock:
-            if not self._closed:
+            handed_over = not self._closed
+            if handed_over:
                 self._closed = True
+                self._calls.put(functools.partial(_answer, last, answer))
                 self._calls.put(None)
         if threading.current_thread() is self._thread:
             return
         if not self._finished.wait(CLOSE_TIMEOUT_S):
             log.error("the GPU has not answered for %g s: its thread is left behind", CLOSE_TIMEOUT_S)
+        elif handed_over:
+            answer.result()
 
     def _own(self, device: int, opened: Future[tuple[Any, str]]) -> None:
         _answer(lambda: _open(device), opened)
@@ -207,9 +215,7 @@ class explained:  # noqa: N801 - reads as what it does: with explained("..."):
         import pycuda.driver as cuda
 
         if isinstance(exc, cuda.MemoryError):
-            raise EngineError(
-                f"{self._doing}: {exc}. {_free_memory()} Close what else uses the GPU, or use a smaller model or frame."
-            ) from exc
+            raise EngineError(f"{self._doing}: {exc}. {_free_memory()}") from exc
         if isinstance(exc, cuda.Error):
             raise EngineError(f"{self._doing}: {exc}.{_advice()}") from exc
 
@@ -218,7 +224,8 @@ def checked(result: tuple[Any, ...], doing: str) -> Any:
     """What a call of cuda-bindings' driver returned, or an :class:`EngineError` as :class:`explained` raises it."""
     error, *values = result
     if error:
-        raise EngineError(f"{doing}: {error.name}.{_advice()}")
+        advice = f" {_free_memory()}" if error.name == "CUDA_ERROR_OUT_OF_MEMORY" else _advice()
+        raise EngineError(f"{doing}: {error.name}.{advice}")
     return values[0] if values else None
 
 
@@ -241,10 +248,12 @@ def _advice() -> str:
 
 
 def _free_memory() -> str:
+    """What to do when the memory is full."""
     import pycuda.driver as cuda
 
     try:
         free, total = cuda.mem_get_info()
+        words = f"{free / 2**20:.0f} of {total / 2**20:.0f} MB are free."
     except cuda.Error as exc:
-        return f"How much is free cannot be read ({exc})."
-    return f"{free / 2**20:.0f} of {total / 2**20:.0f} MB are free."
+        words = f"How much is free cannot be read ({exc})."
+    return f"{words} Close what else uses the GPU, or use a smaller model or frame."
