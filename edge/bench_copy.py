@@ -27,7 +27,8 @@ from edge.cameras import open_camera
 from edge.cameras.simulated import SimulatedCamera
 from edge.config import Config
 from edge.devices import Camera, Engine
-from edge.engine import find_bundle, load_engine
+from edge.engine import find_bundle, load_for
+from edge.engine.prepare import Counts
 from edge.errors import CameraError, CameraTimeoutError, ConfigError, EdgeError
 from edge.frames import LAYOUTS, Frame, FramePool, Ledger, PixelFormat, Tile, aligned_empty, slot_shape
 from edge.meter import FlowMeter
@@ -139,11 +140,9 @@ def bench_copy(config: Config, *, frames: int = FRAMES) -> dict[str, float]:
         closing.callback(simulated.close)
         if not isinstance(simulated, SimulatedCamera):
             raise ConfigError("bench copy draws its frames with the simulated camera. Leave --camera out.")
-        engine = load_engine(
+        engine = load_for(
             find_bundle(config.engine.model),
-            frame_shape_px=simulated.shape,
-            pixel_format=simulated.format,
-            bit_depth=simulated.bit_depth,
+            Counts.of(simulated),
             backend=config.engine.backend,
             precision=config.engine.precision,
             hint=config.engine.hint,

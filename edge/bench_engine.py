@@ -36,8 +36,9 @@ from edge.cameras.microscope import fitted
 from edge.cameras.simulated import SimulatedCamera
 from edge.config import Config
 from edge.devices import Engine
-from edge.engine import INSTALL, Backend, Hint, convert_command, find_bundle, load_engine, manifest_of, model_path
+from edge.engine import INSTALL, Backend, Hint, convert_command, find_bundle, load_for, manifest_of, model_path
 from edge.engine.measure import pictures_of, psnr_db
+from edge.engine.prepare import Counts
 from edge.errors import EdgeError
 from edge.frames import DTYPE, FramePool, aligned_empty
 from export.manifest import Bundle, Precision
@@ -76,16 +77,8 @@ class Scene:
         return (1 << self.camera.bit_depth) - 1
 
     def load(self, backend: Backend, precision: Precision, hint: Hint) -> Engine:
-        """Errors as `load_engine`."""
-        return load_engine(
-            self.bundle,
-            frame_shape_px=self.camera.shape,
-            pixel_format=self.camera.format,
-            bit_depth=self.camera.bit_depth,
-            backend=backend,
-            precision=precision,
-            hint=hint,
-        )
+        """Errors as `load_for`."""
+        return load_for(self.bundle, Counts.of(self.camera), backend=backend, precision=precision, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

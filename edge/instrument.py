@@ -91,7 +91,7 @@ class Instrument:
     @property
     def counts(self) -> Counts:
         """What the frame slots hold."""
-        return Counts(self.camera.shape, self.camera.format, self.camera.bit_depth)
+        return Counts.of(self.camera)
 
     @property
     def pixel_size_nm(self) -> float | None:
@@ -163,7 +163,7 @@ def open_instrument(
         choice, making = None, None
         if config.engine.backend == "tensorrt":
             engine, choice, making = open_engine(
-                BuildJob(bundle, Counts(camera.shape, camera.format, camera.bit_depth)),
+                BuildJob(bundle, Counts.of(camera)),
                 lambda: next_frames(camera, exposure_s=config.camera.exposure_s),
                 slots=SLOTS,
                 fallback=config.engine.fallback is not None,
@@ -173,9 +173,7 @@ def open_instrument(
         else:
             engine = load_tiled(
                 bundle,
-                frame_shape_px=(camera.shape[0], camera.shape[1]),
-                pixel_format=camera.format,
-                bit_depth=camera.bit_depth,
+                Counts.of(camera),
                 backend=config.engine.backend,
                 precision=config.engine.precision,
                 hint=config.engine.hint,

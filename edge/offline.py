@@ -16,6 +16,7 @@ from edge import __version__
 from edge.config import EngineConfig
 from edge.devices import Engine
 from edge.engine import check_pixel_size, check_shape, find_bundle, manifest_of
+from edge.engine.prepare import Counts
 from edge.engine.tiling import TILE_PX, check_tiles, load_tiled
 from edge.errors import ConfigError
 from edge.frames import FramePool
@@ -191,12 +192,9 @@ def _target(out: Path, stack: Stack, kind: str) -> Path:
 
 
 def _load(bundle: Bundle, engine: EngineConfig, key: tuple[Any, ...], tile_px: int) -> tuple[Engine, FramePool]:
-    shape, pixel_format, bit_depth = key
     runner = load_tiled(
         bundle,
-        frame_shape_px=shape,
-        pixel_format=pixel_format,
-        bit_depth=bit_depth,
+        Counts(*key),
         backend=engine.backend,
         precision=engine.precision,
         hint=engine.hint,

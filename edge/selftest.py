@@ -27,7 +27,7 @@ from edge.cameras.microscope import fitted
 from edge.config import Config
 from edge.devices import Camera, Engine
 from edge.doctor import Package
-from edge.engine import Backend, Hint, find_bundle, load_engine, manifest_of
+from edge.engine import Backend, find_bundle, load_for, manifest_of
 from edge.engine.builder import Job, default_plans
 from edge.engine.choice import LEAST_PSNR_DB, Choice
 from edge.engine.measure import Figures, measure, pictures_of, textures
@@ -36,7 +36,7 @@ from edge.errors import ConfigError, EdgeError
 from edge.making import next_frames, open_engine
 from edge.meter import FlowMeter
 from export.errors import PlanError
-from export.manifest import Bundle, Precision, write_atomically
+from export.manifest import write_atomically
 from export.plan import l4t_release, this_device
 from firmware_bridge.pzt import PositionUm
 
@@ -229,13 +229,13 @@ def _engine_checks(
             label = "SIMULATED " if camera.simulated else ""
             checks.append(Check(now, "passed", f"{label}{camera.name}, {camera.format}, {camera.shape} px"))
             begin("engine")
-            counts = Counts(camera.shape, camera.format, camera.bit_depth)
-            engine, choice = _engine(config, Job(bundle, counts), camera, frames, rebuild, progress)
+            counts = Counts.of(camera)
+            engine, choice = _engine(config, Job(bundle, counts), frames, rebuild, progress)
             closing.callback(engine.close)
             checks.append(_engine_check(engine, choice))
             begin("accuracy")
             by: Backend = "onnxruntime" if importlib.util.find_spec("onnxruntime") else "openvino"
-            reference = _load(bundle, camera, by, "fp32", "f32")
+            reference = load_for(bundle, counts, backend=by, precision="fp32", hint="f32")
             closing.callback(reference.close)
             frames = [*frames, *textures(counts)]  # the camera may be in the dark
             expected = [pictures_of(reference, frame) for frame in frames]
@@ -252,7 +252,6 @@ def _engine_checks(
 def _engine(
     config: Config,
     job: Job,
-    camera: Camera,
     frames: Sequence[NDArray[Any]],
     rebuild: bool,
     progress: Callable[[str], None],
@@ -260,7 +259,8 @@ def _engine(
     """As the daemon would have it, but nothing stands in for it: what does not run is to be seen."""
     wanted = config.engine
     if wanted.backend != "tensorrt":
-        return _load(job.bundle, camera, wanted.backend, wanted.precision, wanted.hint), None
+        engine = load_for(job.bundle, job.counts, backend=wanted.backend, precision=wanted.precision, hint=wanted.hint)
+        return engine, None
     engine, choice, _ = open_engine(
         job,
         lambda: frames,
@@ -270,18 +270,6 @@ def _engine(
         progress=lambda step: progress(f"{step.precision}: {step.phase}"),
     )
     return engine, choice
-
-
-def _load(bundle: Bundle, camera: Camera, backend: Backend, precision: Precision, hint: Hint) -> Engine:
-    return load_engine(
-        bundle,
-        frame_shape_px=camera.shape,
-        pixel_format=camera.format,
-        bit_depth=camera.bit_depth,
-        backend=backend,
-        precision=precision,
-        hint=hint,
-    )
 
 
 def _engine_check(engine: Engine, choice: Choice | None) -> Check:

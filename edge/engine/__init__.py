@@ -178,7 +178,7 @@ def load_engine(
 
 
 def load_for(bundle: Bundle, counts: Counts, *, backend: Backend, precision: Precision, hint: Hint) -> Engine:
-    """`load_engine` for what a slot holds."""
+    """`load_engine`, for slots that hold these counts. Errors as there."""
     pixel_format, bit_depth = counts.pixel_format, counts.bit_depth
     storage_bits = LAYOUTS[pixel_format].depth
     if not 1 <= bit_depth <= storage_bits:

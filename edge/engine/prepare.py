@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.devices import Camera
 from edge.frames import LAYOUTS, PixelFormat, slot_shape, unpacked
 
 
@@ -32,6 +33,11 @@ class Counts:
     dark: NDArray[np.float32] | None = None
     flat: NDArray[np.float32] | None = None
     tiles: bool = False
+
+    @classmethod
+    def of(cls, camera: Camera) -> Counts:
+        """What this camera fills slots with, uncorrected."""
+        return cls((camera.shape[0], camera.shape[1]), camera.format, camera.bit_depth)
 
     @property
     def corrected(self) -> bool:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from edge.devices import Engine
-from edge.engine import load_engine, manifest_of, model_path
+from edge.engine import load_for, manifest_of, model_path
 from edge.engine.builder import BuildProgress, Job, Progress, build_in_child, rebuild_words
 from edge.engine.choice import (
     LAST_RESORT,
@@ -57,17 +57,7 @@ def load_plan(job: Job, precision: Precision, folder: Path | None) -> Engine:
     if folder is not None:
         manifest = manifest_of(job.bundle, precision)
         return TensorRtEngine(model_path(job.bundle, precision), manifest, counts, hint="auto", plans=folder)
-    return load_engine(
-        job.bundle,
-        frame_shape_px=counts.shape_px,
-        pixel_format=counts.pixel_format,
-        bit_depth=counts.bit_depth,
-        backend="openvino",
-        precision=precision,
-        hint="f32",
-        dark=counts.dark,
-        flat=counts.flat,
-    )
+    return load_for(job.bundle, counts, backend="openvino", precision=precision, hint="f32")
 
 
 def fall_back(job: Job, reason: str, *, load: Load = load_plan) -> tuple[Engine, Choice]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from edge.engine import Backend, Hint, load_for, manifest_of, model_path
 from edge.engine.openvino import DEPENDS_ON_ALL, OpenVinoEngine, OpenVinoLight, check_cut, reads_the_whole_frame
 from edge.engine.prepare import Counts
 from edge.errors import ConfigError
-from edge.frames import FramePool, PixelFormat, aligned_empty
+from edge.frames import FramePool, aligned_empty
 from export.manifest import Bundle, Manifest, Precision
 
 TILE_PX = 2048
@@ -79,30 +80,23 @@ def spans(length_px: int, *, tile_px: int, margin_px: int, step_px: int = STEP_P
 
 def load_tiled(
     bundle: Bundle,
+    frame: Counts,
     *,
-    frame_shape_px: tuple[int, int],
-    pixel_format: PixelFormat,
-    bit_depth: int,
     backend: Backend = "openvino",
     precision: Precision = "fp32",
     hint: Hint = "auto",
-    dark: NDArray[np.float32] | None = None,
-    flat: NDArray[np.float32] | None = None,
     tile_px: int = TILE_PX,
 ) -> Engine:
-    """As `edge.engine.load_engine`, for frames of any size: those with a side above ``tile_px`` are cut.
-
-    ``dark`` and ``flat`` are of the whole frame.
+    """As `edge.engine.load_for`, for frames of any size: those with a side above ``tile_px`` are cut.
 
     Raises
     ------
     ConfigError
-        As `check_tiles` and `load_engine`.
+        As `check_tiles` and `load_engine`; or TensorRT is to correct tiles by a dark or a flat.
     EngineError
         As `load_engine`.
     """
-    frame = Counts(frame_shape_px, pixel_format, bit_depth, dark, flat)
-    if max(frame_shape_px) <= tile_px:
+    if max(frame.shape_px) <= tile_px:
         return load_for(bundle, frame, backend=backend, precision=precision, hint=hint)
     check_tiles(bundle, precision, backend=backend, tile_px=tile_px)
     if backend == "tensorrt" and frame.corrected:
@@ -114,8 +108,8 @@ def load_tiled(
     step_px, margin_px = _step_and_margin_px(manifest)
     rows, columns = (spans(side, tile_px=tile_px, margin_px=margin_px, step_px=step_px) for side in frame.shape_px)
     shape_px = (rows[0].stop, columns[0].stop)
-    of_tile = [None if whole is None else np.empty(shape_px, np.float32) for whole in (dark, flat)]
-    tile = Counts(shape_px, pixel_format, bit_depth, of_tile[0], of_tile[1], tiles=True)
+    of_tile = [None if whole is None else np.empty(shape_px, np.float32) for whole in (frame.dark, frame.flat)]
+    tile = replace(frame, shape_px=shape_px, dark=of_tile[0], flat=of_tile[1], tiles=True)
     if not reads_the_whole_frame(path):
         engine: Engine = load_for(bundle, tile, backend=backend, precision=precision, hint=hint)
         return TiledEngine(engine, frame, tile, rows, columns)

@@ -48,11 +48,24 @@ def arguments(frame: np.ndarray) -> dict[str, Any]:
     return {"frame_shape_px": frame.shape, "pixel_format": "mono16", "bit_depth": 16, "hint": "f32"}
 
 
+def load_cut(
+    bundle: Bundle,
+    *,
+    frame_shape_px: tuple[int, int],
+    pixel_format: PixelFormat,
+    bit_depth: int,
+    dark: np.ndarray | None = None,
+    flat: np.ndarray | None = None,
+    **how: Any,
+) -> Engine:
+    return load_tiled(bundle, Counts(frame_shape_px, pixel_format, bit_depth, dark, flat), **how)
+
+
 def difference(model: str, frame: np.ndarray, *, tile_px: int, backend: Any = "openvino") -> float:
     """The largest of any pixel of any output, of full scale; the frame's border is in it."""
     bundle = find_bundle(model)
     whole = run(load_engine(bundle, **arguments(frame), backend=backend), frame)
-    engine = load_tiled(bundle, **arguments(frame), backend=backend, tile_px=tile_px)
+    engine = load_cut(bundle, **arguments(frame), backend=backend, tile_px=tile_px)
     assert isinstance(engine, TiledEngine)
     tiled = run(engine, frame)
     assert tiled.keys() == whole.keys()
@@ -121,7 +134,7 @@ def test_the_light_of_a_frame_is_found_once(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(OpenVinoLight, "infer", counted)
     frame = picture((240, 320))
-    engine = load_tiled(find_bundle("enhance-rt"), **arguments(frame), tile_px=200)
+    engine = load_cut(find_bundle("enhance-rt"), **arguments(frame), tile_px=200)
     run(engine, frame)
     assert isinstance(engine, TiledEngine)
     assert engine.tiles == 6
@@ -131,7 +144,7 @@ def test_the_light_of_a_frame_is_found_once(monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_frame_of_a_series_has_its_own_light() -> None:
     dark, bright = picture((240, 320)) // 4, picture((240, 320), seed=1)
     bundle = find_bundle("enhance-rt")
-    tiled, whole = load_tiled(bundle, **arguments(dark), tile_px=200), load_engine(bundle, **arguments(dark))
+    tiled, whole = load_cut(bundle, **arguments(dark), tile_px=200), load_engine(bundle, **arguments(dark))
     for frame in (dark, bright, dark):
         found, expected = run(tiled, frame)["enhanced"], run(whole, frame)["enhanced"]
         assert np.abs(found - expected.astype(float)).max() <= 1e-4 * FULL_SCALE
@@ -140,7 +153,7 @@ def test_every_frame_of_a_series_has_its_own_light() -> None:
 def test_colour_scale_and_several_outputs_go_through_tiles(new_bundle: Callable[..., Path]) -> None:
     bundle = load_bundle(new_bundle(outputs=("enhanced", "colour"), scale=2))
     frame = picture((90, 130))
-    engine = load_tiled(bundle, **arguments(frame), tile_px=56)
+    engine = load_cut(bundle, **arguments(frame), tile_px=56)
     for _ in range(2):
         outputs = run(engine, frame)
         large = frame.repeat(2, 0).repeat(2, 1)
@@ -152,7 +165,7 @@ def test_colour_scale_and_several_outputs_go_through_tiles(new_bundle: Callable[
 
 def test_of_colour_frames_tiles_are_cut_as_well(identity_bundle: Path) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
-    engine = load_tiled(
+    engine = load_cut(
         load_bundle(identity_bundle), frame_shape_px=(60, 90), pixel_format="rgb8", bit_depth=8, hint="f32", tile_px=48
     )
     np.testing.assert_array_equal(run(engine, frame)["enhanced"], frame[..., 1])
@@ -160,17 +173,17 @@ def test_of_colour_frames_tiles_are_cut_as_well(identity_bundle: Path) -> None:
 
 def test_a_frame_that_fits_is_not_cut(identity_bundle: Path) -> None:
     frame = picture((48, 48))
-    assert not isinstance(load_tiled(load_bundle(identity_bundle), **arguments(frame), tile_px=48), TiledEngine)
+    assert not isinstance(load_cut(load_bundle(identity_bundle), **arguments(frame), tile_px=48), TiledEngine)
 
 
 def test_a_neural_lens_is_refused_because_it_sees_the_whole_picture(lens_bundle: Path) -> None:
     with pytest.raises(ConfigError, match=r"depends on the whole picture.*is a neural lens.*--tile-px"):
-        load_tiled(load_bundle(lens_bundle), **arguments(picture((96, 160))), tile_px=96)
+        load_cut(load_bundle(lens_bundle), **arguments(picture((96, 160))), tile_px=96)
 
 
 def test_the_frames_light_needs_openvino() -> None:
     with pytest.raises(ConfigError, match=r"mean of the whole frame.*not 'onnxruntime'"):
-        load_tiled(find_bundle("enhance-rt"), **arguments(picture((96, 360))), tile_px=200, backend="onnxruntime")
+        load_cut(find_bundle("enhance-rt"), **arguments(picture((96, 360))), tile_px=200, backend="onnxruntime")
 
 
 @pytest.mark.parametrize("corrected", ["neither", "dark", "flat", "both"])
@@ -183,7 +196,7 @@ def test_dark_and_flat_are_those_of_the_place(model: str, backend: Any, correcte
     flat = rng.uniform(0.6, 1.4, frame.shape).astype(np.float32) if corrected in ("flat", "both") else None
     given = {**arguments(frame), "dark": dark, "flat": flat, "backend": backend}
     whole = run(load_engine(find_bundle(model), **given), frame)["enhanced"].astype(float)
-    engine = load_tiled(find_bundle(model), **given, tile_px=200)
+    engine = load_cut(find_bundle(model), **given, tile_px=200)
     assert isinstance(engine, TiledEngine)
     for _ in range(2):  # the first tile of the second frame has its own part again, not the last one's
         assert np.abs(run(engine, frame)["enhanced"] - whole).max() / FULL_SCALE <= 1e-4
@@ -210,7 +223,7 @@ def test_frames_of_every_format_are_cut(pixel_format: PixelFormat, corrected: bo
 
 
 def tiled(bundle: Bundle, **given: Any) -> Engine:
-    engine = load_tiled(bundle, **given, tile_px=184)
+    engine = load_cut(bundle, **given, tile_px=184)
     assert isinstance(engine, TiledEngine)
     assert engine.copies_per_frame == 2
     return engine
@@ -220,7 +233,7 @@ def test_a_gpu_cannot_change_dark_and_flat_between_tiles() -> None:
     frame = picture((90, 140))
     given = {**arguments(frame), "dark": np.zeros(frame.shape, np.float32), "backend": "tensorrt"}
     with pytest.raises(ConfigError, match=r"into the GPU's memory once.*--tile-px"):
-        load_tiled(find_bundle("srcnn"), **given, tile_px=64)
+        load_cut(find_bundle("srcnn"), **given, tile_px=64)
 
 
 @pytest.mark.parametrize(("model", "copies"), [("srcnn", 2), ("neural-lens-mini", 0)])
@@ -252,7 +265,7 @@ def test_a_live_view_of_large_frames_is_tiled_where_the_model_can_be(
 def test_a_tile_that_would_be_thrown_away_whole_is_refused_with_the_least_one() -> None:
     frame = picture((160, 360))
     with pytest.raises(ConfigError, match=r"64 px along each seam.*at least 144 px"):
-        load_tiled(find_bundle("enhance-rt"), **arguments(frame), tile_px=143)
+        load_cut(find_bundle("enhance-rt"), **arguments(frame), tile_px=143)
     assert difference("enhance-rt", frame, tile_px=144) <= 1e-4
 
 
@@ -270,4 +283,4 @@ def test_attention_over_the_whole_frame_is_refused(identity_bundle: Path, tmp_pa
     manifest = read_manifest(folder / "fp32.json").model_copy(update={"sha256": sha256_of(path)})
     write_manifest(manifest, folder / "fp32.json")
     with pytest.raises(ConfigError, match="depends on the whole picture"):
-        load_tiled(load_bundle(folder), **arguments(picture((90, 130))), tile_px=64)
+        load_cut(load_bundle(folder), **arguments(picture((90, 130))), tile_px=64)
