@@ -67,7 +67,9 @@ class PageServer:
         trigger.pull_trigger(self._hang_up)  # waitress' sockets belong to its own loop
         server.task_dispatcher.shutdown(timeout=JOIN_TIMEOUT_S)
         # The workers write to the trigger's pipe until they end, and its number may soon be another file's.
-        trigger.pull_trigger(trigger.close)
+        with trigger.lock:  # the loop may be awake already: it must not close the pipe before we have written to it
+            trigger.thunks.append(trigger.close)
+            trigger.pull_trigger()
         self._thread.join(JOIN_TIMEOUT_S)
 
     def _hang_up(self) -> None:

@@ -151,3 +151,26 @@ def test_a_server_that_was_never_started_closes_too(box: Any) -> None:
     before = web_threads()
     serve(box.app(), host="127.0.0.1", port=0, threads=2).close()
     assert web_threads() == before
+
+
+def test_a_loop_that_wakes_early_does_not_close_the_pipe_before_it_was_written_to(box: Any) -> None:
+    server = serve(box.app(), host="127.0.0.1", port=0, threads=2)
+    trigger = server._server.trigger
+    write = trigger._physical_pull
+    closed = threading.Event()
+    close = trigger.close
+
+    def late() -> None:
+        write()  # as a worker's, a moment before ours: the loop wakes, and finds what it is to do
+        closed.wait(0.2)
+        write()
+
+    def told() -> None:
+        close()
+        closed.set()
+
+    server.start()
+    trigger._physical_pull, trigger.close = late, told
+    server.close()
+    assert closed.wait(5)
+    assert not web_threads()
