@@ -9,7 +9,7 @@ FLOORS := 3.10 3.12
 # repository, 0.5 GB; they take minutes and gigabytes of memory to make, so what is there stays.
 BENCH_MODELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/superlens/bench-models
 
-.PHONY: run test check bench bench-models docs zoo install install-dev system-packages gpu-standins gpu-test edge-pythons format clean
+.PHONY: run test check bench bench-models docs zoo install install-dev system-packages gpu-standins gpu-test bench-peers edge-pythons format clean
 
 # The appliance alone: small, no torch. Training, export and the tools of the developers come on top of it.
 install: $(VENV)/.appliance
@@ -88,6 +88,14 @@ gpu-standins: install-dev
 # On a machine with an NVIDIA GPU, in a process of its own: a fault of the GPU ends it.
 gpu-test: install-dev
 	$(BIN)/pytest -m gpu tests/gpu
+
+# What the benches compare with, in an environment of its own; `superlens bench` runs it as a process of its own.
+bench-peers: .venv-peers/.installed
+
+.venv-peers/.installed:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet 'pipython==2.11.0.6' 'pyserial>=3.5'
+	touch $@
 
 # The fast tests of the appliance and the bridge on the Pythons of JetPack 6 and 7, without torch installed.
 edge-pythons: $(FLOORS:%=edge-python-%)

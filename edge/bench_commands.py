@@ -1,8 +1,9 @@
-"""`superlens bench`: loop | engine | copy."""
+"""`superlens bench`: loop | engine | copy | bridge."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -109,4 +110,19 @@ def copy(*, frames: int, json_path: str | None, **options: Any) -> None:
         if json_path != "-":
             for name, copies in figures.items():
                 click.echo(f"{name}: {copies:g} copies per frame")
+        print_json(json_path, figures)
+
+
+@bench.command()
+@click.option("--runs", type=click.IntRange(1, 15), default=3, show_default=True, help="To take the median of.")
+@click.option("--peers", type=click.Path(path_type=Path), help="Environment with PIPython [.venv-peers].")
+@json_option
+def bridge(*, runs: int, peers: Path | None, json_path: str | None) -> None:
+    """The stage's driver against PI's own client, over a simulated controller on an emulated serial line."""
+    from edge.bench_bridge import PEERS, bench_bridge
+
+    with errors_as_exit_codes():
+        figures = bench_bridge(runs=runs, peers=peers or PEERS)
+        if json_path != "-":
+            click.echo(json.dumps(figures, indent=2))
         print_json(json_path, figures)
