@@ -9,13 +9,14 @@ import pytest
 
 from edge.cameras import open_camera
 from edge.cameras.replay import ReplayCamera
-from edge.cameras.simulated import SimulatedCamera, _blurred
+from edge.cameras.simulated import FILTERS, SimulatedCamera, _blurred
 from edge.config import Config
 from edge.errors import CameraError, CameraTimeoutError, ConfigError
+from edge.frames import DTYPE, LAYOUTS, slot_shape
 from edge.images import open_stack
 from firmware_bridge.pzt import PositionUm
 from models.optics import Optics, blur
-from tests.contracts import CameraContract, pool_for
+from tests.contracts import CameraContract, packed, pool_for
 
 MIDDLE = PositionUm(50, 50, 5)
 SHAPE = (96, 128)
@@ -60,9 +61,9 @@ def brightest(image: np.ndarray) -> tuple[int, int]:
 
 
 class TestSimulated(CameraContract):
-    @pytest.fixture
-    def camera(self) -> SimulatedCamera:
-        return simulated()
+    @pytest.fixture(params=LAYOUTS)
+    def camera(self, request: pytest.FixtureRequest) -> SimulatedCamera:
+        return simulated(pixel_format=request.param)
 
 
 class TestReplay(CameraContract):
@@ -218,3 +219,38 @@ def test_a_simulated_camera_needs_a_simulated_stage() -> None:
 def test_what_cannot_be_simulated_is_refused(sections: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         open_camera(Config.model_validate(sections), pose_um=lambda: MIDDLE)
+
+
+def exposed(**camera) -> np.ndarray:
+    device = simulated(**camera)
+    device.start(pool_for(device), exposure_s=0.005, triggered=False)
+    slot = np.full(slot_shape(device.format, device.shape), 0xA5, DTYPE[device.format])
+    device.expose(MIDDLE, slot)
+    return slot
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_a_packed_frame_holds_the_counts_of_an_unpacked_one_bit_by_bit(bits: int) -> None:
+    counts = exposed(pixel_format="mono16", bit_depth=bits)
+    assert counts.max() > 1 << (bits - 2)
+    np.testing.assert_array_equal(exposed(pixel_format=f"mono{bits}p"), packed(counts, bits))
+
+
+@pytest.mark.parametrize("pattern", ["rg", "gr", "gb", "bg"])
+def test_green_sites_of_a_mosaic_see_what_a_mono_camera_sees_and_the_others_less(pattern: str) -> None:
+    mono, mosaic = exposed().astype(float), exposed(pixel_format=f"bayer_{pattern}8").astype(float)
+    letters = {"rg": "rggb", "gr": "grbg", "gb": "gbrg", "bg": "bggr"}[pattern]
+    for place, letter in enumerate(letters):
+        site = np.s_[place // 2 :: 2, place % 2 :: 2]
+        assert (mosaic[site].mean() / mono[site].mean()) == pytest.approx(FILTERS[letter], abs=0.03)
+        if letter == "g":
+            np.testing.assert_array_equal(mosaic[site], mono[site])
+
+
+def test_a_colour_camera_has_its_colours_last() -> None:
+    colours, mono = exposed(pixel_format="rgb8"), exposed()
+    assert colours.shape == (*SHAPE, 3)
+    for place, letter in enumerate("rgb"):
+        assert colours[..., place].mean() / mono.mean() == pytest.approx(FILTERS[letter], abs=0.03)
+    noise = colours.astype(float) - colours.mean((0, 1))
+    assert np.abs(np.diff(noise, axis=2)).max() > 0  # each has its own
