@@ -65,7 +65,7 @@ def meaning(code: int) -> str:
 
 
 class Esp301Focus:
-    """One axis of an ESP301: a `focus.FocusAxis`. `open` makes one.
+    """One axis of an ESP301: a `axis.FocusAxis`. `open` makes one.
 
     Parameters
     ----------

@@ -10,8 +10,8 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
 
+from .axis import FocusAxis, FocusGuard, Range
 from .errors import LinkError, LinkTimeoutError, OutOfRangeError, ProtocolError, RefusedError, StoppedError
 
 log = logging.getLogger(__name__)
@@ -22,59 +22,8 @@ POLL_S = 0.01
 RESOLUTION_UM = 0.01
 # A stage that was told to stop stands still after this, or something is wrong.
 BRAKING_S = 2.0
-
-
-class Range(NamedTuple):
-    """The positions from `low` to `high`, both included, um."""
-
-    low: float
-    high: float
-
-
-class FocusAxis(Protocol):
-    """One motor of a controller, in its own unit, mm. `xps` and `esp301` have them. Errors are FirmwareErrors.
-
-    Attributes
-    ----------
-    identity : str
-        What the controller says that it is.
-    """
-
-    identity: str
-
-    def limits_mm(self) -> tuple[float, float]:
-        """The controller's own travel limits."""
-
-    def set_limits_mm(self, low_mm: float, high_mm: float) -> None:
-        """Make the controller refuse what lies beyond, whoever asks for it."""
-
-    def position_mm(self) -> float:
-        """Measured."""
-
-    def check_ready(self) -> None:
-        """Refuse (RefusedError) if a move would not move or would not know where: motor off, not referenced."""
-
-    def start(self, target_mm: float) -> None:
-        """Begin a move, and return when the controller has accepted it."""
-
-    def moving(self) -> bool:
-        """Whether a move is under way. The error of a move that failed is raised here, once."""
-
-    def stop(self) -> None:
-        """Stop at once, past any request that waits, from any thread."""
-
-    def home(self, timeout_s: float) -> None:
-        """Search the reference through the whole travel, and wait until it is found."""
-
-    def close(self) -> None:
-        """Give the controller back. Idempotent."""
-
-
-class FocusGuard(Protocol):
-    """Who says whether the focus may move: the interlock."""
-
-    def check_focus(self, here_um: float, target_um: float) -> None:
-        """RefusedError: nothing is sent."""
+# A lift of some 100 um is over after this.
+LIFT_S = 20.0
 
 
 class FocusStage:
@@ -190,15 +139,15 @@ class FocusStage:
         LinkError
             The link failed: the position is unknown.
         """
-        move = self.start(target_um)
         deadline_s = self._clock() + timeout_s
+        return self._arrive(self.start(target_um), target_um, deadline_s, f"within {timeout_s:g} s")
+
+    def _arrive(self, move: object, target_um: float, deadline_s: float, within: str) -> float:
         try:
             while self._axis.moving():
                 self._check(move)
                 if self._clock() > deadline_s:
-                    raise LinkTimeoutError(
-                        f"the focus stage is not at {target_um:g} um within {timeout_s:g} s: it is stopped now"
-                    )
+                    raise LinkTimeoutError(f"the focus stage is not at {target_um:g} um {within}: it is stopped now")
                 self._sleep(POLL_S)
             self._check(move)
             first_um, second_um = self.position_um(), self.position_um()
@@ -230,7 +179,11 @@ class FocusStage:
             if self._guard is not None:
                 self._guard.check_focus(self.position_um(), target_um)
             self._move = move = object()
-            self._axis.start(target_um / UM_PER_MM)
+            try:
+                self._axis.start(target_um / UM_PER_MM)
+            except LinkError:  # it may have begun all the same
+                self._stop_after_failure()
+                raise
         return move
 
     def stop(self) -> None:
@@ -245,8 +198,14 @@ class FocusStage:
         self._axis.stop()
         log.info("focus stopped")
 
-    def focus_up(self) -> None:
-        """Lift the focus by `lift_um`, or to its upper limit, whatever it was doing; does not wait for the end."""
+    def focus_up(self, *, wait: bool = False) -> None:
+        """Lift the focus by `lift_um`, or to its upper limit, whatever it was doing.
+
+        Parameters
+        ----------
+        wait : bool
+            Return when it is there; otherwise when it has begun.
+        """
         self.stop()
         deadline_s = self._clock() + BRAKING_S
         while not self._standing_still():
@@ -256,8 +215,10 @@ class FocusStage:
         here_um = self.position_um()
         target_um = min(here_um + self._lift_um, self.limits_um.high)
         if target_um - here_um > self._tolerance_um:
-            self.start(target_um)
             log.info("lifting the focus from %.1f to %.1f um", here_um, target_um)
+            move = self.start(target_um)
+            if wait:
+                self._arrive(move, target_um, self._clock() + LIFT_S, f"within {LIFT_S:g} s")
 
     def _standing_still(self) -> bool:
         try:

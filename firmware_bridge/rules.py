@@ -1,10 +1,10 @@
-"""What the interlock allows: the figures of one instrument, decided by a person."""
+"""What the interlock allows, decided by a person for one instrument, and what it acts on."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from .errors import OutOfRangeError
 from .position import Box
@@ -64,3 +64,20 @@ class Rules:
         for name, value in vars(self).items():
             if name.endswith(("_um", "_s")) and name != "limits_um" and not (math.isfinite(value) and value > 0):
                 raise OutOfRangeError(f"{name} = {value}: expected a positive number")
+
+
+class Retractable(Protocol):
+    """What the interlock does to the PZT. Both may raise FirmwareErrors, and are called from any thread."""
+
+    def stop(self) -> None:
+        """Stop all axes at once, past any request that waits."""
+
+    def retract_z(self) -> None:
+        """Move z, and z alone, to its end away from the sphere."""
+
+
+class Liftable(Protocol):
+    """What the interlock does to the focus stage. May raise FirmwareErrors, and is called from any thread."""
+
+    def focus_up(self, *, wait: bool = False) -> None:
+        """Move away from the sample, whatever it was doing; return when it has begun, or, to `wait`, when it is up."""

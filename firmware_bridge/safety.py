@@ -39,30 +39,14 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from .errors import FirmwareError, OutOfRangeError, RefusedError
 from .position import PositionUm
+from .rules import Liftable as Liftable
+from .rules import Retractable as Retractable
 from .rules import Rules as Rules
 
 log = logging.getLogger(__name__)
-
-
-class Retractable(Protocol):
-    """What the interlock does to the PZT. Both may raise FirmwareErrors, and are called from any thread."""
-
-    def stop(self) -> None:
-        """Stop all axes at once, past any request that waits."""
-
-    def retract_z(self) -> None:
-        """Move z, and z alone, to its end away from the sphere."""
-
-
-class Liftable(Protocol):
-    """What the interlock does to the focus stage. May raise FirmwareErrors, and is called from any thread."""
-
-    def focus_up(self) -> None:
-        """Begin to move away from the sample, and return without waiting for the end."""
 
 
 class State(enum.Enum):
@@ -203,7 +187,7 @@ class Interlock:
                 )
         if self._focus is not None:
             try:
-                self._focus.focus_up()
+                self._focus.focus_up(wait=True)
             except FirmwareError as exc:
                 raise RefusedError(f"the focus stage cannot be lifted, so the servo stays open: {exc}") from exc
 

@@ -179,7 +179,7 @@ class Connection:
 
 
 class XpsFocus:
-    """One positioner of an XPS: a `focus.FocusAxis`. `open` makes one.
+    """One positioner of an XPS: a `axis.FocusAxis`. `open` makes one.
 
     Attributes
     ----------
@@ -276,7 +276,11 @@ class XpsFocus:
     def stop(self) -> None:
         """See FocusAxis."""
         try:
-            self._stopper.call(f"GroupMoveAbort({self._group})", self._timeout_s)
+            try:
+                self._stopper.call(f"GroupMoveAbort({self._group})", self._timeout_s)
+            except LinkError as exc:  # a connection that nobody used may have died long ago
+                log.warning("%s; stopping once more, on a new connection", exc)
+                self._stopper.call(f"GroupMoveAbort({self._group})", self._timeout_s)
         except RefusedError as exc:
             if exc.code != NOT_ALLOWED:  # which says that nothing moved
                 raise LinkError(f"the focus stage could not be stopped: {exc}") from exc

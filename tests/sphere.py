@@ -81,7 +81,7 @@ class Bench:
     def close(self) -> None:
         self.done.append(("close", self.now_s))
 
-    def focus_up(self) -> None:
+    def focus_up(self, *, wait: bool = False) -> None:
         self.done.append(("focus", self.now_s))
 
 

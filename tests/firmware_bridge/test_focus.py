@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
+from random import Random
 
 import pytest
 
@@ -227,6 +229,12 @@ def test_lifting_ends_the_move_under_way_and_goes_up_without_waiting(bench):
         assert 1100.0 < stage.position_um() <= 1200.0
 
 
+def test_a_lift_that_is_waited_for_is_up_when_it_returns(bench):
+    with bench.open(lift_um=150.0) as stage:
+        stage.focus_up(wait=True)
+        assert stage.position_um() == pytest.approx(1150.0, abs=0.01)
+
+
 def test_a_lift_goes_no_further_than_the_upper_limit(bench):
     with bench.open(lift_um=500.0, limits_um=(0.0, 1100.0)) as stage:
         stage.focus_up()
@@ -309,6 +317,64 @@ def test_a_position_that_fails_during_a_move_stops_it(bench):
             stage.move_to(40_000.0)
         assert begun.is_set()
         assert stands_still(bench)
+
+
+@pytest.mark.parametrize("fault", ["silent", "garbage", "late"])
+def test_a_move_whose_beginning_is_not_confirmed_is_stopped(bench, fault):
+    with bench.open() as stage:
+        query = "GroupStatusGet" if bench.name == "xps" else "TE?"
+        check_ready = stage._axis.check_ready
+
+        def check_ready_and_spoil() -> None:
+            check_ready()
+            stage._standing_still = lambda: True
+            bench.controller.faults.inject(fault, only=query)
+
+        stage._axis.check_ready = check_ready_and_spoil
+        with pytest.raises(LinkError):
+            stage.start(40_000.0)
+        assert stands_still(bench)
+
+
+def test_an_xps_whose_stopping_connection_died_unnoticed_is_stopped_through_a_new_one():
+    bench = Xps()
+    with bench.server, bench.open() as stage:
+        stage.start(40_000.0)
+        bench.controller.faults.inject("silent", only="GroupMoveAbort")
+        stage.stop()
+        assert stands_still(bench)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_random_faults_never_make_a_wrong_position_and_never_an_untyped_error(bench, seed):
+    random = Random(seed)
+    bench.controller._motor.speed_mm_s = 50.0
+    positions = 0
+    with bench.open() as stage:
+        for _ in range(15):
+            if random.random() < 0.5:
+                bench.controller.faults.inject(random.choice(["late", "silent", "garbage", "wrong", "partial"]))
+            try:
+                if random.random() < 0.5:
+                    target_um = random.uniform(500, 1500)
+                    at_um = stage.move_to(target_um, timeout_s=1.0)
+                    assert at_um == pytest.approx(target_um, abs=0.01)
+                else:
+                    stage.stop()
+                    while bench.controller._motor.moving(bench.controller._clock()):
+                        pass
+                    at_um = stage.position_um()
+                assert at_um == pytest.approx(1e3 * bench.controller.position_mm, abs=0.01)
+                positions += 1
+            except FirmwareError:
+                continue
+        bench.controller.faults._next.clear()
+        time.sleep(2.5 * TIMEOUT_S)  # what is late has come
+        with contextlib.suppress(FirmwareError):
+            stage.stop()
+        assert stage.move_to(1000.0) == pytest.approx(1000.0, abs=0.01)
+    assert positions > 0
 
 
 def test_a_closed_stage_says_so(bench):

@@ -35,7 +35,8 @@ class Instrument:
     def retract_z(self) -> None:
         self._do("z")
 
-    def focus_up(self) -> None:
+    def focus_up(self, *, wait: bool = False) -> None:
+        self.waited = wait
         self._do("focus")
 
 
@@ -139,6 +140,13 @@ def test_with_the_sphere_on_the_objective_the_focus_goes_up_before_the_servo_clo
     bench = Bench("objective")
     bench.to(State.DISARMED).check_servo()
     assert bench.parts.done == ["focus"]
+    assert bench.parts.waited, "and is there"
+
+
+def test_a_fault_does_not_wait_for_the_focus():
+    bench = Bench("objective")
+    bench.to(State.ENGAGED).overload("3 V")
+    assert not bench.parts.waited
 
 
 def test_a_focus_stage_that_does_not_lift_keeps_the_servo_open():

@@ -28,7 +28,7 @@ class Focus:
     def __init__(self) -> None:
         self.lifted = 0
 
-    def focus_up(self) -> None:
+    def focus_up(self, *, wait: bool = False) -> None:
         self.lifted += 1
 
 
