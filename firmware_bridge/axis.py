@@ -1,4 +1,4 @@
-"""What a focus stage needs of a motor controller, and of the interlock: `focus` uses them, `xps` and `esp301` are one."""
+"""What a focus stage needs of a motor controller, such as `xps` and `esp301` have, and of the interlock."""
 
 from __future__ import annotations
 
