@@ -98,7 +98,8 @@ def convert(
         bundle, refused = make(source, out, precisions, data=data, method=method, form=form, progress=_Lines())
         manifests = {precision: bundle.manifest(precision) for precision in bundle.precisions}
         for precision, manifest in manifests.items():
-            print(f"{out}: {manifest.name} {precision}, {_figures(manifest)}", file=sys.stderr)
+            what = f"{manifest.name} {precision}{' staged' if manifest.form == 'staged' else ''}"
+            print(f"{out}: {what}, {_figures(manifest)}", file=sys.stderr)
         for reason in refused.values():
             click.echo(f"error: {reason}", err=True)
         result: dict[str, Any] = {"bundle": str(out)}

@@ -27,7 +27,8 @@ _OTHER_QUANTISATION = frozenset(
 )  # fmt: skip
 
 # What the exporter makes of our networks, the rewritings make of that, and TensorRT 10.3's ONNX parser takes
-# (onnx-tensorrt, release/10.3-GA, docs/operators.md). Not in it: control flow, and sizes that depend on values.
+# (onnx-tensorrt, release/10.3-GA, docs/operators.md). Not in it: control flow, and sizes that depend on values. The If
+# of the staged form (export/staged.py), which TensorRT takes too, is put round nodes that were audited without it.
 SUPPORTED = frozenset(
     {
         "Abs", "Add", "AveragePool", "Cast", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv",
