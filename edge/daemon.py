@@ -295,7 +295,7 @@ class Daemon:
             self._problems.put("engine", handover.made_meanwhile(instrument))
         try:
             if self._resume is not None and not self.running:
-                if instrument.broken or self._resume != self._stops:
+                if instrument.broken or "stage" in self._problems or self._resume != self._stops:
                     self._resume = None
                 else:
                     self._begin(lambda opened: live_job(opened, self.board), stops=self._resume)

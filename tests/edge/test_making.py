@@ -342,6 +342,21 @@ def test_stop_after_the_gpu_failed_keeps_the_view_from_going_on(
     assert not daemon.running
 
 
+def test_a_view_does_not_go_on_by_itself_where_a_person_has_to_look_at_the_stage(
+    make: Callable[..., Daemon], workshop: Workshop
+) -> None:
+    workshop.stored = CHOICE
+    daemon = make()
+    daemon.start_live()
+    job, stage = daemon.job, daemon.instrument.stage
+    fail(daemon, workshop, LOST)
+    stage.close()  # what an unplugged cable is to those who ask
+    daemon.beat()
+    daemon._switch()
+    assert daemon.job is job
+    assert daemon.instrument.stage is stage
+
+
 @pytest.mark.parametrize("fault", [LOST, FULL], ids=["device lost", "out of memory"])
 def test_a_scan_whose_gpu_fails_ends_with_its_tiles_and_the_next_one_runs_on_the_cpu(
     make: Callable[..., Daemon], workshop: Workshop, tmp_path: Path, fault: str
