@@ -14,6 +14,7 @@ from . import gcs
 from .boards import BOARDS
 from .errors import FirmwareError, OutOfRangeError
 from .focus_commands import contact, focus
+from .json_option import json_option
 from .pzt import PositionUm, PztStage, open_stage
 from .simulator.commands import simulate
 from .trigger import SimulatedTriggerLine, open_trigger
@@ -84,11 +85,6 @@ def _print(report: dict[str, Any], as_json: IO[str] | None) -> None:
         click.echo("SIMULATED")
     for key, value in report.items():
         click.echo(f"{key:12} {value}")
-
-
-json_option = click.option(
-    "--json", "as_json", type=click.File("w", atomic=True), metavar="FILE", help="Write JSON; - is standard output."
-)
 
 
 @main.command()

@@ -18,6 +18,7 @@ from .approach import PztRetraction, approach, retract
 from .contact import ContactMonitor, ContactReader, Thresholds
 from .errors import OutOfRangeError, RefusedError
 from .focus import FocusGuard, FocusStage, open_focus
+from .json_option import json_option
 from .position import Box, PositionUm
 from .pzt import PztStage, open_stage
 from .safety import Interlock, Rules, State
@@ -26,10 +27,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 ANYWHERE = Box(PositionUm(*[-math.inf] * 3), PositionUm(*[math.inf] * 3))  # the stage itself keeps its limits
 POLL_S = 0.2
-
-json_option = click.option(
-    "--json", "as_json", type=click.File("w", atomic=True), metavar="FILE", help="Write JSON; - is standard output."
-)
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:

@@ -1,0 +1,32 @@
+"""`--json FILE` of the commands: a whole file or none."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+import click
+
+
+class JsonFile(click.File):
+    """A file that appears only when it is complete. A device or a pipe is written to, never replaced by a file.
+
+    click's atomic file renames a temporary one over the name; for root, and /dev/null, that is the end of /dev/null.
+    """
+
+    name = "file"
+
+    def __init__(self) -> None:
+        super().__init__("w", atomic=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Open it."""
+        exists = isinstance(value, str) and os.path.exists(value)
+        whole = not exists or stat.S_ISREG(os.stat(value).st_mode)
+        return super().convert(value, param, ctx) if whole else click.File("w").convert(value, param, ctx)
+
+
+json_option = click.option(
+    "--json", "as_json", type=JsonFile(), metavar="FILE", help="Write JSON; - is standard output."
+)
