@@ -22,8 +22,7 @@ from .waves import OUTPUTS, Waves
 STEP, AXIS, MODE, LOW, HIGH, POLARITY, START, STOP = 1, 2, 3, 5, 6, 7, 8, 9
 DISTANCE, ON_TARGET, BETWEEN, GENERATOR = 0, 2, 3, 4
 HORIZON_S = 0.1  # of looking ahead on a path without an end
-_EPSILON_UM = 1e-9
-# A level that is reached in the limit, such as the target of a move, is reached.
+_EPSILON_UM = 1e-9  # what is reached in the limit only, such as the target of a move, is reached
 
 
 @dataclass
@@ -191,13 +190,10 @@ class Outputs:
         """When the next edge falls on one of these outputs, or when to look again; None: never as it is."""
         waving = any(axis.waving(now_s) for axis in self.stage.axes)
         until_s = now_s + HORIZON_S if waving else math.inf
-        times_s = [until_s] if waving else []
-        for output in outputs:
-            if self.lines[output].enabled:
-                times_s += [
-                    t_s for t_s in [next(self._walk(output, copy.copy(self.lines[output]), until_s), None)] if t_s
-                ]
-        return min(times_s, default=None)
+        lines = ((output, copy.copy(self.lines[output])) for output in outputs if self.lines[output].enabled)
+        edges_s = (next(self._walk(output, line, until_s), math.inf) for output, line in lines)
+        next_s = min([until_s, *edges_s])
+        return None if math.isinf(next_s) else next_s
 
     def set_single_direction(self, on: bool) -> None:
         """Whether pulses at a distance come in one direction only (parameter 0x18000300)."""
@@ -208,8 +204,7 @@ class Outputs:
         if parameter == AXIS:
             return float(self.stage.axes.index(self.stage.axis(text)))
         value = number(text)
-        if parameter == MODE:
-            return integer(text, 0, 4) if value != 1 else integer(text, 2, 4)
+        expect(value in (DISTANCE, ON_TARGET, BETWEEN, GENERATOR) or parameter != MODE, gcs.OUT_OF_RANGE)
         expect(value >= 0 or parameter != STEP, gcs.OUT_OF_RANGE)
         expect(value in (0.0, 1.0) or parameter != POLARITY, gcs.OUT_OF_RANGE)
         return value

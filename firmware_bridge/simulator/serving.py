@@ -176,9 +176,8 @@ class Server:
             log.info("simulator at %s is %s", self.address, "plugged in" if plugged else "unplugged")
 
     def _round(self) -> bool:
-        deaf = self.simulator.faults.holds("deaf") or not self._plugged
         full = self._out.waiting_bytes + len(self._leaving) > BACKLOG_BYTES
-        readable = [self._awake, *([] if deaf else self._wire.sources(reading=not full))]
+        readable = [self._awake, *([] if self._deaf() else self._wire.sources(reading=not full))]
         writable = [self._wire.client] if self._leaving and self._wire.client is not None else []
         event_ns = self.simulator.next_event_ns()
         ready, free, _ = select.select(readable, writable, [], self._patience_s(event_ns))
@@ -194,7 +193,7 @@ class Server:
             self._replug_ns = 0
             self._plug(True)
             return True
-        data = self._wire.receive([source for source in ready if source != self._awake], READ_BYTES)
+        data = self._wire.receive([] if self._deaf() else ready, READ_BYTES)
         if data is None:  # another client, or none
             self._connect()
             return True
@@ -211,6 +210,9 @@ class Server:
             self._plug(False)
             self._replug_ns = time.monotonic_ns() + unplugged_s * 1e9 if unplugged_s else 0
         return True
+
+    def _deaf(self) -> bool:
+        return not self._plugged or self.simulator.faults.holds("deaf")
 
     def _patience_s(self, event_ns: int | None) -> float | None:
         """How long nothing happens by itself."""

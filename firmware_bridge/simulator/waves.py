@@ -107,17 +107,16 @@ class Run:
         rises = np.append(np.diff(values), values[0] - values[-1]) if self.smooth else np.zeros(len(values))
         changes = np.abs(np.diff(rises if self.smooth else values)) > 1e-12
         starts = [0, *(np.flatnonzero(changes) + 1).tolist(), len(values)]
+        at_um, by_um_s = values.tolist(), (rises / self.step_s).tolist()
         cycle = 0
         while not self.cycles or cycle < self.cycles:
             for first, end in pairwise(starts):
-                rise = float(rises[first])
+                slope_um_s = by_um_s[first]
                 if self.smooth and end == len(values) and cycle + 1 == self.cycles:
                     if first < end - 1:
-                        yield Ramp(
-                            self.at_s(cycle, first), self.at_s(cycle, end - 1), values[first], rise / self.step_s
-                        )
-                    first, rise = end - 1, 0.0
-                yield Ramp(self.at_s(cycle, first), self.at_s(cycle, end), float(values[first]), rise / self.step_s)
+                        yield Ramp(self.at_s(cycle, first), self.at_s(cycle, end - 1), at_um[first], slope_um_s)
+                    first, slope_um_s = end - 1, 0.0  # the last point of all is held
+                yield Ramp(self.at_s(cycle, first), self.at_s(cycle, end), at_um[first], slope_um_s)
             cycle += 1
         yield Ramp(self.end_s, math.inf, float(values[-1]))
 
