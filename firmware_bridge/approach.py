@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .contact import Sample, Thresholds
-from .errors import FirmwareError, LinkError, OutOfRangeError, RefusedError, StoppedError
+from .errors import FirmwareError, LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
 from .position import Box, PositionUm
 from .safety import Interlock, State
 
@@ -98,6 +98,58 @@ class PztRetraction:
         if self._stage is None:
             raise LinkError("no PZT stage is open, so it can neither be stopped nor retracted")
         return self._stage
+
+
+class LiftedStage(Protocol):
+    """What the interlock needs of the focus stage: a `focus.FocusStage`."""
+
+    def focus_up(self, *, wait: bool = False) -> None:
+        """Move away from the sample."""
+
+
+class FocusRetraction:
+    """What the interlock does to a FocusStage: a `safety.Liftable`. Bound as a PztRetraction is.
+
+    In a fault it lifts in a thread of its own: a focus controller on a slow line takes 50 ms to begin, and the PZT,
+    whose turn comes after it when the objective carries the sphere, must not wait for that.
+    """
+
+    def __init__(self) -> None:
+        self._stage: LiftedStage | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: FirmwareError | None = None
+
+    def bind(self, stage: LiftedStage) -> None:
+        """Name the stage."""
+        self._stage = stage
+
+    def focus_up(self, *, wait: bool = False) -> None:
+        """See safety.Liftable."""
+        stage = self._stage
+        if stage is None:
+            raise LinkError("no focus stage is open, so it cannot be lifted")
+        if wait:
+            stage.focus_up(wait=True)
+            return
+        self._failure = None
+        self._thread = threading.Thread(target=self._lift, args=(stage,), name="focus lift", daemon=True)
+        self._thread.start()
+
+    def _lift(self, stage: LiftedStage) -> None:
+        try:
+            stage.focus_up()
+        except FirmwareError as exc:
+            self._failure = exc
+            log.critical("could not lift the focus, cut its power: %s", exc)
+
+    def check(self, *, timeout_s: float = 5.0) -> None:
+        """Wait until the last lift has begun, and raise what kept it from doing so."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                raise LinkTimeoutError(f"the focus has not begun to lift within {timeout_s:g} s: cut its power")
+        if self._failure is not None:
+            raise self._failure
 
 
 def approach(stage: GuardedStage, signal: ContactSignal, interlock: Interlock, *, step_um: float = 0.01) -> Contact:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
+import threading
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware_bridge.approach import PztRetraction, approach, retract
+from firmware_bridge.approach import FocusRetraction, PztRetraction, approach, retract
 from firmware_bridge.contact import ContactMonitor
-from firmware_bridge.errors import OutOfRangeError, RefusedError, StoppedError
+from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
 from firmware_bridge.position import PositionUm
 from firmware_bridge.pzt import open_stage
 from firmware_bridge.safety import Interlock, Rules, State
@@ -162,14 +163,49 @@ def test_a_retraction_that_is_not_far_enough_leaves_the_sphere_engaged():
 # -- the same in real time, on the simulated controller ---------------------------------------------------------------
 
 
+class SlowFocus:
+    """Takes half a second to begin, as on a slow line."""
+
+    def __init__(self) -> None:
+        self.lifted = 0
+
+    def focus_up(self, *, wait: bool = False) -> None:
+        time.sleep(0.5)
+        self.lifted += 1
+
+
+def test_a_lift_in_a_fault_does_not_keep_the_next_action_waiting_and_its_failure_is_not_lost():
+    retraction = FocusRetraction()
+    with pytest.raises(LinkError, match="no focus stage is open"):
+        retraction.focus_up()
+    goes_on = threading.Event()
+
+    class Stage:
+        def focus_up(self, *, wait: bool = False) -> None:
+            assert goes_on.wait(5)
+            raise LinkError("unplugged")
+
+    retraction.bind(Stage())
+    retraction.focus_up()  # returns although the stage has not
+    with pytest.raises(LinkTimeoutError, match="cut its power"):
+        retraction.check(timeout_s=0.01)
+    goes_on.set()
+    with pytest.raises(LinkError, match="unplugged"):
+        retraction.check()
+    with pytest.raises(LinkError, match="unplugged"):
+        retraction.focus_up(wait=True)
+
+
 @pytest.mark.slow
-def test_an_overload_retracts_the_simulated_stage_within_two_sampling_periods_and_5_ms():
+@pytest.mark.parametrize("mount", ["cantilever", "objective"])
+def test_an_overload_retracts_the_simulated_stage_within_two_sampling_periods_and_5_ms(mount):
     period_s, samples_late = 0.01, []
     for seed in range(5):
         simulator = Simulator("e727", start_um=PositionUm(50, 50, 6.8))
         sensor = SimulatedCantilever(simulator.pose_um, tilt=(0.0, 0.0), v_per_nm=V_PER_NM, seed=seed)
-        retraction = PztRetraction()
-        interlock = Interlock(Rules("cantilever", TRAVEL), stage=retraction)
+        retraction, lift, focus = PztRetraction(), FocusRetraction(), SlowFocus()
+        interlock = Interlock(Rules(mount, TRAVEL), stage=retraction, focus=lift)
+        lift.bind(focus)
         interlock.sphere_lifted(by="a tester")
         with (
             open_stage("sim:", simulator=simulator, guard=interlock) as stage,
@@ -188,5 +224,8 @@ def test_an_overload_retracts_the_simulated_stage_within_two_sampling_periods_an
                 time.sleep(0.0002)
             samples_late.append(time.perf_counter() - knocked_s)
             assert interlock.state is State.FAULT
+            while focus.lifted < 2:  # once before the servo was closed, and now
+                assert time.perf_counter() - knocked_s < 5
+                time.sleep(0.01)
     print(f"retracted after {[f'{1e3 * late_s:.1f}' for late_s in samples_late]} ms, sampling every 10 ms")  # noqa: T201
     assert statistics.median(samples_late) <= 2 * period_s + 0.005
