@@ -82,8 +82,11 @@ class Controller:
         return self.link.ask(gcs.query_line("ERR?"), gcs.parse_integer)
 
     def look(self, readings: int) -> Look:
-        """Moving (#5), on target (ONT?) and so many readings of the position (POS?), in one write."""
-        request = gcs.MOVING + gcs.query_line("ONT?", self.axes) + gcs.query_line("POS?", self.axes) * readings
+        """Moving (#5), on target (ONT?) and so many readings of the position (POS?), in one write.
+
+        Without arguments a query is for all axes, which saves a millisecond at 115 200 Bd.
+        """
+        request = gcs.MOVING + gcs.query_line("ONT?") + gcs.query_line("POS?") * readings
         parsers: list[Callable[[str], Any]] = [gcs.parse_bitmap, self._parse_flags, *[self._parse_position] * readings]
         moving, on_target, *positions_um = self.link.ask_each(request, parsers)
         return Look(moving != 0, all(on_target), positions_um)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from . import gcs
-from .controller import Controller, Look
+from .controller import Controller
 from .errors import (
     LinkError,
     LinkTimeoutError,
@@ -105,6 +105,7 @@ class Mover:
         self._held_um: PositionUm | None = None
         self._rest, self._clock, self._sleep = rest, clock, sleep
         self._settling_s = 0.0  # what the last moves took beyond their slew: asking earlier only keeps the wire busy
+        self._too_early = 0  # so many moves in a row it was asked too early all the same
         self._lock = threading.Lock()
         self._last_stop = object()  # a new one with each stop: a move ends when it is not the one it began with
 
@@ -243,48 +244,47 @@ class Mover:
     def _settle(self, target_um: PositionUm, last_stop: object, timeout_s: float, slew_s: float) -> PositionUm:
         due_s, deadline_s = self.began_s + slew_s, self.began_s + timeout_s
         arrived_s: float | None = None
-        settled = suspected = False
-        # When it should have settled, it is asked where it is in the same write: a round trip less.
-        hopeful = first = True
+        suspected = False
+        waited_s: float | None = None  # at the last look at which it had not settled, since it was due
         self._pause(min(slew_s + self._settling_s, timeout_s), last_stop)
         while True:
             self._check_stopped(last_stop)
             looked_s = self._clock()
-            seen = self._look(self._rest.readings if hopeful else 0)
+            seen = self.ask(lambda: self.controller.look(self._rest.readings))
             if arrived_s is None and not seen.moving:
                 arrived_s = self._clock()
                 deadline_s = min(deadline_s, arrived_s + self._rest.timeout_s)
             rests = seen.on_target and not seen.moving
-            if rests and not settled:
-                settled = True
-                self._learn_settling(None if first else looked_s - due_s)
-            if rests and seen.positions_um and self._agree(seen.positions_um, target_um):
+            if rests and self._agree(seen.positions_um, target_um):
                 self._check_stopped(last_stop)
+                self._learn_settling(waited_s)
                 return seen.positions_um[-1]
+            if not rests:
+                waited_s = looked_s - due_s
             if not rests and not suspected and looked_s > (arrived_s or looked_s) + self._settling_s + SUSPECT_S:
                 suspected = True
                 open_loops = self.ask(self.controller.open_loops)
                 if open_loops:
                     raise self._servo_lost(open_loops)
             self._check_before(deadline_s, target_um, timeout_s)
-            if not rests or hopeful:
-                self._pause(POLL_S, last_stop)
-            hopeful, first = rests, False
+            self._pause(POLL_S, last_stop)
 
-    def _look(self, readings: int) -> Look:
-        return self.ask(lambda: self.controller.look(readings))
-
-    def _learn_settling(self, seen_s: float | None) -> None:
-        # Seen at the first look, it may have settled earlier: a little earlier next time. Seen later: then. What was
-        # late for another reason is not believed at once.
-        if seen_s is None:
-            self._settling_s *= 0.97
+    def _learn_settling(self, waited_s: float | None) -> None:
+        # A look that comes too early costs a round trip, so it creeps up to the settling time from above: a little
+        # earlier after each success, half a poll later after a failure, and more only if the next one fails too.
+        if waited_s is None:
+            self._settling_s *= 0.999
+            self._too_early = 0
         else:
-            self._settling_s = max(0.0, min(seen_s, 2 * self._settling_s + POLL_S))
+            self._settling_s = max(0.0, min(waited_s + POLL_S / 2, self._settling_s + POLL_S / 2 * 4**self._too_early))
+            self._too_early = min(self._too_early + 1, 6)
 
     def _agree(self, readings_um: Sequence[PositionUm], target_um: PositionUm) -> bool:
-        if distance_um(readings_um[0], readings_um[-1]) > self._rest.noise_um:
-            log.warning("two readings differ: %s; reading again", readings_um)
+        apart_um = distance_um(readings_um[0], readings_um[-1])
+        if apart_um > self._rest.noise_um:
+            # Within the tolerance it may still be settling; beyond it, it was the wire.
+            level = logging.WARNING if apart_um > self._rest.tolerance_um else logging.DEBUG
+            log.log(level, "two readings differ: %s; reading again", readings_um)
             return False
         return distance_um(readings_um[-1], target_um) <= self._rest.tolerance_um
 

@@ -260,7 +260,7 @@ def pos(x, y, z):
 def look(moving, on_target, *positions):
     """One look at a move: the question, and its answer."""
     answers = [b"%d\n" % moving, b"1=%d \n2=1 \n3=1\n" % on_target, *(pos(*at)[1] for at in positions)]
-    return (b"\x05ONT? 1 2 3\n" + b"POS? 1 2 3\n" * len(positions), b"".join(answers))
+    return (b"\x05ONT?\n" + b"POS?\n" * len(positions), b"".join(answers))
 
 
 def test_a_move_is_one_write_and_then_looks_until_it_rests(scripted):
@@ -268,9 +268,9 @@ def test_a_move_is_one_write_and_then_looks_until_it_rests(scripted):
         scripted,
         [
             (MOV, b"0\n"),
-            look(3, False, (4, 20, 5), (5, 20, 5)),  # it might have settled: the positions are asked for
-            look(0, False),  # it has not
-            look(0, True),
+            look(3, False, (4, 20, 5), (5, 20, 5)),
+            look(0, False, (10, 20, 5), (10, 20, 5)),
+            look(1, True, (10, 20, 5), (10, 20, 5)),
             look(0, True, (10.001, 20, 5), (10.002, 20, 5)),
         ],
     )
