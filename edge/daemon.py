@@ -311,11 +311,10 @@ class Daemon:
     def _take_over(self) -> None:
         """Between two jobs, the engine that was made; that none could be made is said at once."""
         instrument = self.instrument
-        if instrument is None or instrument.making is None or not instrument.making.done:
-            return
-        if self.running and instrument.making.failure is None:
-            return
-        self._problems.put("engine", handover.take_over(instrument))
+        making = None if instrument is None else instrument.making
+        if instrument is not None and making is not None and making.done:
+            if making.failure is not None or not self.running:
+                self._problems.put("engine", handover.take_over(instrument))
 
     def _begin(
         self,
@@ -325,9 +324,7 @@ class Daemon:
         only_then: bool = False,
         stops: int | None = None,
     ) -> None:
-        """Begin a job; ``only_then``: if there is a live view for it to replace that nobody is stopping; ``stops``: if
-        nobody pressed STOP since there were so many.
-        """
+        """``only_then``: if there is a live view to replace that nobody is stopping; ``stops``: if there were no more."""
         with self._one_start():
             with self._stopping:
                 stops = self._stops if stops is None else stops

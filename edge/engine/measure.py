@@ -16,8 +16,8 @@ WARM_UP, REPEATS = 20, 100
 """Frames before the clock starts, and frames whose times count."""
 _SAME_DB = 200.0  # two equal pictures: JSON has no infinity
 
-
 TEXTURES = 2
+"""Frames that `textures` makes."""
 _SIDES_PX, _DARKEST, _BRIGHTEST = (2, 8, 32), 0.2, 0.8
 
 

@@ -20,10 +20,10 @@ import pytest
 
 from edge import making
 from edge.devices import Engine
-from edge.engine import builder, select
+from edge.engine import builder, find_bundle, load_engine, select
 from edge.engine.builder import BuildProgress, Job, build_in_child
-from edge.engine.choice import MOST_ATTEMPTS, Candidate, Choice, fastest
-from edge.engine.measure import REPEATS, TEXTURES, WARM_UP, textures
+from edge.engine.choice import LEAST_PSNR_DB, MOST_ATTEMPTS, Candidate, Choice, fastest
+from edge.engine.measure import REPEATS, TEXTURES, WARM_UP, pictures_of, psnr_db, textures
 from edge.engine.onnxruntime import OnnxRuntimeEngine
 from edge.engine.prepare import Counts
 from edge.engine.select import choose, fall_back, load_plan, stored_choice
@@ -192,6 +192,19 @@ def test_the_frames_with_something_to_see_are_the_cameras_and_always_the_same(
         assert network.std() > 0.08
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(first, textures(counts)[0])
+
+
+@pytest.mark.parametrize("name", ["enhance-rt", "enhance-rt-x2", "srcnn"])
+def test_a_sound_int8_network_passes_on_them_with_room_to_spare(name: str) -> None:
+    counts = Counts((128, 128), "mono8", 8)
+    bundle = find_bundle(name)
+    camera: dict[str, Any] = {"frame_shape_px": (128, 128), "pixel_format": "mono8", "bit_depth": 8, "hint": "f32"}
+    engines = [load_engine(bundle, **camera, precision=one) for one in ("fp32", "int8")]
+    for frame in textures(counts):
+        wanted, found = (pictures_of(engine, frame)["enhanced"] for engine in engines)
+        assert psnr_db(found, wanted, 255) > LEAST_PSNR_DB + 5
+    for engine in engines:
+        engine.close()
 
 
 def test_what_was_chosen_is_not_built_or_measured_again(lab: Lab, job: Job, begin: Callable[..., Any]) -> None:
