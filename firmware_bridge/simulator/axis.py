@@ -55,7 +55,7 @@ class Axis:
         self.noise_um, self._drift_um_s, self._sensor_drift_um_s = noise_um, drift_um_s, sensor_drift_um_s
         self.motion = PiezoMotion(at_um, since_s=now_s)
         self.loop = Hysteresis(hysteresis)
-        self.loop.reach(self._share(at_um))
+        self.loop.reach(self.share(at_um))
         self._sensor_zeroed_s = now_s
         self.servo = self.online = False
         self.reset(now_s, online=True, velocity_control=True)
@@ -69,7 +69,8 @@ class Axis:
         self.zeroed = False
         self.hold(now_s, servo=False, online=online)
 
-    def _share(self, at_um: float) -> float:
+    def share(self, at_um: float) -> float:
+        """A position as a part of the travel."""
         return (at_um - self.low_um) / (self.high_um - self.low_um)
 
     def sensor_zero_um(self, now_s: float) -> float:
@@ -114,7 +115,7 @@ class Axis:
     def volts(self, now_s: float) -> float:
         """What the amplifier gives out: in closed loop, what it takes to be where the axis is."""
         if self.servo and self.online:
-            self.loop.reach(self._share(self.motion.state(now_s)[0]))
+            self.loop.reach(self.share(self.motion.state(now_s)[0]))
         return LOW_V + (HIGH_V - LOW_V) * self.loop.voltage
 
     def apply_volts(self, now_s: float, volts: float) -> None:

@@ -27,6 +27,7 @@ from .grammar import (
 )
 from .recorder import Recorder
 
+ADC_COUNTS = 65536  # over the travel
 _MARGIN_V = 5.0  # beyond the amplifier's range before OVF? says so
 
 
@@ -70,6 +71,9 @@ class Moves:
             "ATZ?": self._of_axes(lambda axis: axis.zeroed and not axis.zeroing(stage.now_s)),
             "SVA?": self._of_axes(lambda axis: axis.volts(stage.now_s)),
             "VOL?": self._of_channels(lambda axis: axis.volts(stage.now_s)),
+            "VMI?": self._of_channels(lambda axis: LOW_V),
+            "VMA?": self._of_channels(lambda axis: HIGH_V),
+            "TAD?": self._of_channels(lambda axis: ADC_COUNTS * axis.share(self._measure(axis))),
             "ONL?": self._of_channels(lambda axis: axis.online),
             "MOV": lambda args: self._move(self._pairs(args)),
             "MVR": lambda args: self._move([(axis, axis.target_um + by) for axis, by in self._pairs(args)]),

@@ -51,6 +51,12 @@ def test_a_servo_knows_no_hysteresis_and_closing_and_opening_it_makes_no_jump(si
     assert x_at(simulator, clock, volts) == pytest.approx(30, abs=0.01)
 
 
+def test_channels_tell_their_voltages_and_what_their_converters_read(simulator):
+    assert simulator.feed(b"VMI? 1\nVMA? 3\nTAD? 2\nTAD? 4\nERR?\n") == (
+        b"1=-20.00000\n3=120.00000\n2=32768.00000\n15\n"
+    )
+
+
 def test_a_stage_may_jump_when_its_servo_is_closed_but_not_beyond_its_travel(clock):
     simulator = Simulator("e727", clock=clock, noise_um=QUIET, servo_jump_um=PositionUm(1.5, 0, 20))
     simulator.feed(b"SVO 1 1 2 1 3 1\n")

@@ -148,7 +148,7 @@ def test_a_line_of_a_baud_rate_takes_ten_bits_a_byte_in_both_directions(serve):
         link.close()
     wire_s = (len("*IDN?\n") + size) * 10 / 9600
     assert took_s >= wire_s
-    assert took_s < wire_s + 0.25  # the link's own drain, and a busy machine
+    assert took_s < wire_s + 1.0  # the link's own drain, and a busy machine
 
 
 def test_bytes_leave_a_line_one_after_the_other():
