@@ -324,7 +324,7 @@ class Daemon:
         only_then: bool = False,
         stops: int | None = None,
     ) -> None:
-        """``only_then``: if there is a live view to replace that nobody is stopping; ``stops``: if there were no more."""
+        """``only_then``: if nobody is stopping the live view it replaces; ``stops``: if STOP came no oftener."""
         with self._one_start():
             with self._stopping:
                 stops = self._stops if stops is None else stops
