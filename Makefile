@@ -95,6 +95,9 @@ bench-peers: .venv-peers/.installed
 .venv-peers/.installed:
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet 'pipython==2.11.0.6' 'pyserial>=3.5'
+# Another driver of PI controllers, for tests/firmware_bridge/test_qmi.py, without what that driver of it does not use.
+	.venv-peers/bin/pip install --quiet numpy psutil python-vxi11 pyusb colorama jsonschema pytz standard-xdrlib
+	.venv-peers/bin/pip install --quiet --no-deps 'qmi==0.54.2; python_version >= "3.11"'
 	touch $@
 
 # The fast tests of the appliance and the bridge on the Pythons of JetPack 6 and 7, without torch installed.
