@@ -206,7 +206,9 @@ def openvino_loop(path: Path, values: NDArray[np.float32], precision: str) -> Ru
     """OpenVINO's own benchmark loop on ``values`` (n, height, width) of 0 to 1, which lie in its memory beforehand."""
     import openvino as ov
 
-    core = ov.Core()
+    from edge.engine.openvino import the_core
+
+    core = the_core()
     model = core.read_model(path)
     model.reshape({0: [1, 1, *values.shape[1:]]})
     settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,18 @@ def _onnxruntime(model: Path, precision: Precision) -> Infer:
     return infer
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """One for the process: a second that goes before the first leaves Ctrl-C without a stack (OpenVINO 2026.4)."""
+    import openvino
+
+    return openvino.Core()
+
+
 def _openvino(model: Path, precision: Precision) -> Infer:
     import openvino
 
-    core = openvino.Core()
+    core = _openvino_core()
     try:
         graph = core.read_model(str(model))
     except RuntimeError as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ def _by_the_graph(counts: Counts) -> bool:
     frame to the next take a pass of numpy.
     """
     return counts.pixel_format in _BY_THE_GRAPH and not (counts.tiles and counts.corrected)
+
+
+@functools.cache
+def the_core() -> ov.Core:
+    """The one of this process, which stays to its end.
+
+    OpenVINO 2026.4 gives the thread that loads its CPU plugin another stack for signals, and takes it away when the
+    plugin goes, in the order in which they came or not: with two of them the next signal, SIGTERM say, could find none.
+    """
+    return ov.Core()
 
 
 class OpenVinoEngine:
@@ -57,7 +68,7 @@ class OpenVinoEngine:
     ) -> None:
         self.manifest = manifest
         self._counts = counts
-        core = ov.Core()
+        core = the_core()
         self.precision = _arithmetic(core, hint)
         try:
             model = core.read_model(path)
@@ -126,7 +137,7 @@ class OpenVinoLight:
     """
 
     def __init__(self, path: Path, manifest: Manifest, counts: Counts, *, hint: str) -> None:
-        core = ov.Core()
+        core = the_core()
         try:
             cut = _Cut(core.read_model(path))
             self.cell_px = cut.cell_px
@@ -160,7 +171,7 @@ def reads_the_whole_frame(path: Path) -> bool:
         OpenVINO cannot read the file.
     """
     try:
-        return any(map(_is_frame_wide, ov.Core().read_model(path).get_ops()))
+        return any(map(_is_frame_wide, the_core().read_model(path).get_ops()))
     except RuntimeError as exc:
         raise EngineError(f"OpenVINO {ov.__version__} cannot read {path}: {exc}") from exc
 
@@ -173,7 +184,7 @@ def check_cut(path: Path) -> None:
     ConfigError
         Its result depends on the whole frame in another way.
     """
-    _Cut(ov.Core().read_model(path)).detail()
+    _Cut(the_core().read_model(path)).detail()
 
 
 _LIGHT = "light"

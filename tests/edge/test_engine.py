@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,28 @@ class TestOpenVino(EngineContract):
 
     def test_slots_are_aligned(self, load: Callable[..., Engine]) -> None:
         assert all(slot.ctypes.data % 64 == 0 for slot in load(frame_shape_px=(17, 19)).allocate(4).slots)
+
+
+def test_a_signal_is_survived_after_engines_came_and_went_in_any_order(identity_bundle: Path) -> None:
+    """Each plugin of OpenVINO's takes the thread's stack for signals; in a process of its own, for it would die."""
+    code = """
+import gc, pathlib, signal, sys
+from edge.engine import load_engine
+from export.manifest import load_bundle
+def load():
+    return load_engine(load_bundle(sys.argv[1]), frame_shape_px=(32, 48), pixel_format="mono8", bit_depth=8)
+first, second = load(), load()
+del first
+gc.collect()
+third = load()
+del second, third
+gc.collect()
+heard = []
+signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+signal.raise_signal(signal.SIGTERM)
+sys.exit(len(heard) != 1)
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(identity_bundle)], check=False).returncode == 0
 
 
 class TestOnnxRuntime(EngineContract):
