@@ -37,7 +37,7 @@ $(VENV)/.dev: $(VENV)/.appliance
 run: install
 	$(BIN)/superlens run
 
-test: install-dev system-packages gpu-standins
+test: install-dev system-packages gpu-standins bench-peers
 	$(BIN)/pytest
 	$(MAKE) --no-print-directory edge-pythons
 
