@@ -8,16 +8,17 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import IO, Any, TypeVar
 
 import click
 
 from .adc import ADS1115, MCP3008, Mcp3008OnPi
-from .approach import PztRetraction, approach, retract
+from .approach import approach
+from .axis import FocusGuard
 from .contact import ContactMonitor, ContactReader, Thresholds
 from .errors import OutOfRangeError, RefusedError
-from .focus import FocusGuard, FocusStage, open_focus
+from .focus import FocusStage, open_focus
+from .guarded import open_guarded
 from .json_option import json_option
 from .position import Box, PositionUm
 from .pzt import PztStage, open_stage
@@ -242,29 +243,19 @@ def contact_approach(
     rules = Rules(mount, ANYWHERE, z_sign=sign, approach_travel_um=travel_um)
     if simulated == (port is not None) or simulated == (adc is not None):
         raise click.UsageError("give either --port and --adc, or --simulated")
-    retraction = PztRetraction()
-    interlock = Interlock(rules, stage=retraction)
-    if sphere_lifted or simulated:
-        interlock.sphere_lifted(by=by)
-    with contextlib.ExitStack() as stack:
-        if simulated:
-            stage, reader = _simulated(interlock)
-        elif port is not None and adc is not None:
-            reader = _reader(adc, bus, channel, address)
-            stack.callback(reader.close)
-            stage = open_stage(port, z_sign=sign, guard=interlock, enable_servo=enable_servo)
-        stack.enter_context(stage)
-        retraction.bind(stage)
-        interlock.rules = replace(rules, max_velocity_um_s=min(stage.velocity_um_s()))  # it is left as it was
-        monitor = stack.enter_context(ContactMonitor(reader, thresholds, guard=interlock, period_s=period_s))
-        monitor.wait()
-        interlock.arm(by=by)
-        try:
-            found = approach(stage, monitor, interlock, step_um=step_um)
-            _hold(stage, monitor, interlock, hold_s)
-        finally:
-            if interlock.state in (State.APPROACHING, State.ENGAGED):
-                retract(stage, interlock)
+    with open_guarded(
+        rules,
+        lambda interlock: _stage(port, sign, interlock, enable_servo=enable_servo),
+        open_reader=lambda stage: _cantilever(stage) if adc is None else _reader(adc, bus, channel, address),
+        thresholds=thresholds,
+        period_s=period_s,
+        lifted_by=by if sphere_lifted or simulated else None,
+    ) as instrument:
+        if instrument.monitor is None:
+            raise RefusedError("the contact is not read, so nothing would end an approach")
+        instrument.interlock.arm(by=by)
+        found = approach(instrument.stage, instrument.monitor, instrument.interlock, step_um=step_um)
+        _hold(instrument.monitor, instrument.interlock, hold_s)
     _print(
         {
             "simulated": simulated,
@@ -277,20 +268,26 @@ def contact_approach(
     )
 
 
-def _hold(stage: PztStage, monitor: ContactMonitor, interlock: Interlock, hold_s: float) -> None:
+def _hold(monitor: ContactMonitor, interlock: Interlock, hold_s: float) -> None:
     end_s = time.monotonic() + hold_s
     while (left_s := end_s - time.monotonic()) > 0:
         time.sleep(min(left_s, POLL_S))
-        stage.position_um()  # an instrument that nobody asks is taken for dead
         if interlock.state is State.FAULT:
             raise RefusedError(f"the contact ended in a fault, and was retracted: {interlock.why}")
         monitor.latest()
 
 
-def _simulated(interlock: Interlock) -> tuple[PztStage, ContactReader]:
+def _stage(port: str | None, z_sign: int, interlock: Interlock, *, enable_servo: bool) -> PztStage:
+    if port is not None:
+        return open_stage(port, z_sign=z_sign, guard=interlock, enable_servo=enable_servo)
     from .simulator import Simulator
+
+    return open_stage("sim:", simulator=Simulator("e727", start_um=PositionUm(50.0, 50.0, 6.5)), guard=interlock)
+
+
+def _cantilever(stage: PztStage) -> ContactReader:
     from .simulator.cantilever import SimulatedCantilever
 
-    simulator = Simulator("e727", start_um=PositionUm(50.0, 50.0, 6.5))
-    stage = open_stage("sim:", simulator=simulator, guard=interlock)
-    return stage, SimulatedCantilever(simulator.pose_um)
+    if stage.simulator is None:
+        raise RefusedError("a simulated cantilever needs a simulated stage")
+    return SimulatedCantilever(stage.simulator.pose_um)

@@ -138,20 +138,19 @@ def test_approach_that_finds_nothing_says_so():
 def test_whatever_ends_a_held_contact_it_is_retracted_before_the_command_ends(monkeypatch, error):
     opened = []
 
-    def simulated(interlock):
-        stage, reader = original(interlock)
-        opened.append((stage, stage.simulator, interlock))
-        return stage, reader
+    def stage(port, z_sign, interlock, **keywords):
+        opened.append((original(port, z_sign, interlock, **keywords), interlock))
+        return opened[0][0]
 
     def interrupted(*_) -> None:
-        assert opened[0][2].state is State.ENGAGED
+        assert opened[0][1].state is State.ENGAGED
         raise error
 
-    original = focus_commands._simulated
-    monkeypatch.setattr(focus_commands, "_simulated", simulated)
+    original = focus_commands._stage
+    monkeypatch.setattr(focus_commands, "_stage", stage)
     monkeypatch.setattr(focus_commands, "_hold", interrupted)
     assert run(*SIMULATED_APPROACH, "--hold-s", "60").exit_code == 1
-    _, simulator, interlock = opened[0]
+    simulator, interlock = opened[0][0].simulator, opened[0][1]
     assert simulator.pose_um().z == pytest.approx(0.0, abs=0.01)
     assert interlock.state is State.ARMED
     assert interlock.rules.max_velocity_um_s == 1000.0, "the controller's own velocity, which it has again"

@@ -1,0 +1,120 @@
+"""Stage, focus stage and contact monitor under one interlock: opened in the safe order, and left retracted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from .approach import FocusRetraction, PztRetraction, retract
+from .contact import ContactMonitor, ContactReader, Thresholds
+from .errors import OutOfRangeError
+from .focus import FocusStage
+from .pzt import PztStage
+from .safety import Interlock, Rules, State
+from .watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """What `open_guarded` opened. Disarmed: nothing moves until `interlock.arm`.
+
+    Attributes
+    ----------
+    interlock : Interlock
+        Who is asked.
+    stage : PztStage
+        Guarded by it.
+    focus : FocusStage or None
+        Guarded by it.
+    monitor : ContactMonitor or None
+        Runs, and tells it.
+    watch : Watch
+        Runs, and looks after the stage and the interlock.
+    """
+
+    interlock: Interlock
+    stage: PztStage
+    focus: FocusStage | None
+    monitor: ContactMonitor | None
+    watch: Watch
+
+
+@contextlib.contextmanager
+def open_guarded(
+    rules: Rules,
+    open_stage: Callable[[Interlock], PztStage],
+    *,
+    open_focus: Callable[[Interlock], FocusStage] | None = None,
+    open_reader: Callable[[PztStage], ContactReader] | None = None,
+    thresholds: Thresholds | None = None,
+    period_s: float = 0.005,
+    lifted_by: str | None = None,
+) -> Iterator[Guarded]:
+    """Open an instrument, and retract it when it is left near the sphere, whatever ended its use.
+
+    The focus is opened first, so that it can be lifted before a servo is closed; then the stage; then the contact is
+    read; each knows the interlock before it can move.
+
+    Parameters
+    ----------
+    rules : Rules
+        What is allowed. Its limits are intersected with the stage's, its velocity is at most the stage's own, and it
+        has a contact guard exactly where there is a reader.
+    open_stage, open_focus : callable
+        Given the interlock, open the stage (``pzt.open_stage(..., guard=interlock)``) and the focus stage
+        (``focus.open_focus(..., guard=interlock)``).
+    open_reader : callable, optional
+        Given the stage, opens what reads the contact; a simulated one looks at the simulated stage.
+    thresholds : Thresholds
+        What the contact means; with a reader.
+    period_s : float
+        Between two contact samples, seconds.
+    lifted_by : str, optional
+        The person who says that the sphere is lifted: a servo may be closed.
+
+    Raises
+    ------
+    OutOfRangeError
+        A reader without thresholds, or limits that leave no position.
+    FirmwareError
+        What opening raised; all that was open is closed again.
+    """
+    if (open_reader is None) != (thresholds is None):
+        raise OutOfRangeError("a contact reader needs its thresholds, and thresholds a reader")
+    pzt, lift = PztRetraction(), FocusRetraction()
+    interlock = Interlock(
+        replace(rules, contact=open_reader is not None), stage=pzt, focus=None if open_focus is None else lift
+    )
+    if lifted_by is not None:
+        interlock.sphere_lifted(by=lifted_by)
+    with contextlib.ExitStack() as stack:
+        focus = None
+        if open_focus is not None:
+            focus = stack.enter_context(open_focus(interlock))
+            lift.bind(focus)
+        stage = stack.enter_context(open_stage(interlock))
+        pzt.bind(stage)
+        interlock.rules = replace(
+            interlock.rules,
+            limits_um=stage.limits_um.intersect(rules.limits_um),
+            max_velocity_um_s=min(rules.max_velocity_um_s, *stage.velocity_um_s()),
+        )
+        monitor = None
+        if open_reader is not None and thresholds is not None:
+            reader = open_reader(stage)
+            stack.callback(reader.close)
+            monitor = stack.enter_context(ContactMonitor(reader, thresholds, guard=interlock, period_s=period_s))
+            monitor.wait()
+        watch = stack.enter_context(Watch(stage, interlock, period_s=rules.poll_timeout_s / 4))
+        stack.callback(_leave, stage, interlock)
+        yield Guarded(interlock, stage, focus, monitor, watch)
+
+
+def _leave(stage: PztStage, interlock: Interlock) -> None:
+    if interlock.state in (State.APPROACHING, State.ENGAGED):
+        log.warning("left near the sphere (%s): retracting", interlock.state.value)
+        retract(stage, interlock)

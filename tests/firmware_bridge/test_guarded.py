@@ -1,0 +1,133 @@
+"""An instrument that is opened in the safe order, and left retracted."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import pytest
+
+from firmware_bridge.approach import approach
+from firmware_bridge.contact import Thresholds
+from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError
+from firmware_bridge.focus import open_focus
+from firmware_bridge.guarded import open_guarded
+from firmware_bridge.position import Box, PositionUm
+from firmware_bridge.pzt import open_stage
+from firmware_bridge.safety import Rules, State
+from firmware_bridge.simulator import Simulator
+from firmware_bridge.simulator.cantilever import SimulatedCantilever
+from firmware_bridge.simulator.esp301 import Esp301Server, SimulatedEsp301
+from tests.sphere import LIMITS, TRAVEL
+
+ME = "a tester"
+PARTS = {"contact", "watch", "focus lift"}
+
+
+class Instrument:
+    """Simulated parts, and how to open them."""
+
+    def __init__(self, address: str, esp301: SimulatedEsp301) -> None:
+        self.address, self.esp301 = address, esp301
+        self.simulator = Simulator("e727", start_um=PositionUm(50, 50, 6.9))
+        self.closed: list[str] = []
+
+    def stage(self, interlock):
+        return open_stage("sim:", simulator=self.simulator, guard=interlock)
+
+    def focus(self, interlock):
+        return open_focus("esp301", self.address, "1", lift_um=100.0, guard=interlock)
+
+    def reader(self, stage):
+        reader = SimulatedCantilever(stage.simulator.pose_um, tilt=(0.0, 0.0))
+        reader.close = lambda: self.closed.append("reader")
+        return reader
+
+    def open(self, mount: str = "objective", **keywords):
+        keywords = {"open_focus": self.focus, "open_reader": self.reader, "thresholds": LIMITS, **keywords}
+        rules = Rules(mount, Box(TRAVEL.low, PositionUm(90, 90, 10)), max_velocity_um_s=500.0, contact_timeout_s=0.5)
+        return open_guarded(rules, self.stage, period_s=0.01, **keywords)
+
+
+@pytest.fixture
+def parts():
+    esp301 = SimulatedEsp301()
+    with Esp301Server(esp301) as server:
+        yield Instrument(server.address, esp301)
+    assert not PARTS & {thread.name for thread in threading.enumerate()}
+
+
+def test_the_focus_is_up_before_the_servo_closes_and_nothing_moves_before_it_is_armed(parts):
+    with parts.open() as instrument:
+        assert parts.esp301.position_mm == pytest.approx(1.1)
+        assert instrument.interlock.state is State.DISARMED
+        assert instrument.interlock.rules.limits_um.high == (90, 90, 10)
+        assert instrument.interlock.velocity_limit_um_s == 500.0
+        with pytest.raises(RefusedError, match="not armed"):
+            instrument.stage.move_to(PositionUm(51, 50, 6.9))
+        with pytest.raises(RefusedError, match="not armed"):
+            instrument.focus.move_to(1000.0)
+        instrument.interlock.arm(by=ME)
+        instrument.stage.move_to(PositionUm(51, 50, 6.9))
+    assert parts.closed == ["reader"]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, LinkError("gone")])
+def test_it_is_retracted_when_it_is_left_in_contact_whatever_ended_it(parts, error):
+    with contextlib.suppress(KeyboardInterrupt, LinkError), parts.open() as instrument:
+        instrument.interlock.arm(by=ME)
+        approach(instrument.stage, instrument.monitor, instrument.interlock, step_um=0.02)
+        assert instrument.interlock.state is State.ENGAGED
+        if error is not None:
+            raise error
+    assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.01)
+
+
+def test_an_overload_lifts_the_focus_and_retracts_the_stage(parts):
+    with parts.open() as instrument:
+        instrument.interlock.arm(by=ME)
+        before_um = instrument.focus.position_um()
+        instrument.interlock.overload("3 V")
+        assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.02)
+        until_lifted = threading.Event()
+        for _ in range(500):
+            if instrument.focus.position_um() == pytest.approx(before_um + 100.0, abs=0.1):
+                break
+            until_lifted.wait(0.01)
+        else:
+            pytest.fail("the focus was not lifted")
+
+
+def test_with_a_cantilever_the_servo_is_closed_by_a_persons_word_only(parts):
+    with pytest.raises(RefusedError, match="--sphere-lifted"), parts.open("cantilever"):
+        pass
+    with parts.open("cantilever", lifted_by=ME) as instrument:
+        instrument.interlock.arm(by=ME)
+
+
+def test_without_focus_and_contact_there_is_still_an_interlock(parts):
+    with parts.open(open_focus=None, open_reader=None, thresholds=None, lifted_by=ME) as instrument:
+        assert instrument.focus is instrument.monitor is None
+        assert instrument.interlock.rules.contact is False
+        instrument.interlock.arm(by=ME)
+        instrument.stage.move_to(PositionUm(51, 50, 6.5))
+
+
+def test_a_reader_that_does_not_answer_closes_what_was_open(parts):
+    def silent(stage):
+        reader = parts.reader(stage)
+        reader.silent = True
+        return reader
+
+    with pytest.raises(LinkTimeoutError, match="ADC does not answer"), parts.open(open_reader=silent):
+        pass
+    assert parts.closed == ["reader"]
+    with parts.open():  # the ports are free again
+        pass
+
+
+def test_a_reader_needs_thresholds(parts):
+    with pytest.raises(OutOfRangeError), parts.open(thresholds=None):
+        pass
+    with pytest.raises(OutOfRangeError), parts.open(open_reader=None, thresholds=Thresholds(1.2, 2.0)):
+        pass
