@@ -49,7 +49,7 @@ def simulate(profile: str, tcp: int | None, host: str, on_pty: bool, baud: int |
 
 
 def _obey(server: Server, stopped: int) -> None:
-    typed, sources = b"", [stopped, sys.stdin.fileno()]
+    typed, sources = b"", [stopped, *([sys.stdin.fileno()] if sys.stdin else [])]  # None: it was closed
     while stopped not in (ready := select.select(sources, [], [], 1.0)[0]):
         server.check()
         if ready:

@@ -80,6 +80,17 @@ def test_faults_come_from_options_and_from_standard_input(run, wire):
     reopened[0].close()
 
 
+def test_it_runs_without_a_standard_input_too():
+    command = f"exec {sys.executable} -m firmware_bridge simulate --pty <&-"
+    process = subprocess.Popen(["/bin/sh", "-c", command], stdout=subprocess.PIPE, text=True)
+    transport = open_transport(process.stdout.readline().split()[3].rstrip(";"))
+    assert ask(transport, b"ERR?\n") == b"0\n"
+    transport.close()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("spec", ["gremlin", "late:times=0"])
 def test_a_fault_that_is_none_is_one_clear_error(spec):
     words = [sys.executable, "-m", "firmware_bridge", "simulate", "--pty", "--fault", spec]
