@@ -339,7 +339,7 @@ class Interlock:
         with self._lock:
             if self._state is State.FAULT:
                 return
-            self._state, self._why, self._lifted = State.FAULT, why, False
+            self._state, self._why = State.FAULT, why
         log.error("FAULT: %s; stopping and retracting", why)
         self._retract()
 

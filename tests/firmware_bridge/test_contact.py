@@ -185,6 +185,24 @@ def test_the_thread_samples_until_it_is_left_and_has_a_name():
         monitor.__enter__()
 
 
+def test_samples_are_a_period_apart():
+    with ContactMonitor(Reader(1.0), LIMITS, period_s=0.03) as monitor:
+        first, second, third = monitor.wait(3)
+    assert second.t_s - first.t_s > 0.02
+    assert third.t_s - second.t_s > 0.02
+
+
+def test_a_monitor_that_was_made_long_before_it_runs_is_not_stale_at_once():
+    now_s = [0.0]
+    guard = Guard()
+    monitor = ContactMonitor(Reader(LinkError("bus error")), LIMITS, guard=guard, period_s=1.0, clock=lambda: now_s[0])
+    now_s[0] = 100.0
+    with monitor:
+        while not guard.ticks:
+            threading.Event().wait(0.001)
+    assert guard.told == []
+
+
 def test_a_sample_that_is_waited_for_was_asked_for_after_the_call():
     with ContactMonitor(Reader(1.0), LIMITS, period_s=0.001) as monitor:
         (first,) = monitor.wait()

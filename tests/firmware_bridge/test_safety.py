@@ -343,6 +343,44 @@ def test_no_approach_begins_without_a_guard():
         interlock.begin_approach(HERE)
 
 
+@pytest.mark.parametrize("silent", [True, False])
+def test_no_approach_begins_while_the_guard_is_silent_or_overloaded(silent):
+    bench = Bench()
+    interlock = bench.to(State.ARMED)
+    if silent:
+        bench.now_s += 0.2
+        interlock.polled()
+    else:
+        interlock._overloaded = True  # told, and not yet latched by the thread that was told
+    with pytest.raises(RefusedError, match="contact guard"):
+        interlock.begin_approach(HERE)
+    assert interlock.state is State.ARMED
+
+
+@pytest.mark.parametrize("bad", [moved(z=math.nan), moved(x=math.inf)])
+def test_a_position_that_is_none_neither_begins_nor_ends_an_approach(bad):
+    interlock = Bench().to(State.ARMED)
+    with pytest.raises(OutOfRangeError):
+        interlock.begin_approach(bad)
+    assert interlock.state is State.ARMED
+    interlock.begin_approach(HERE)
+    with pytest.raises(OutOfRangeError):
+        interlock.engage(bad)
+    assert interlock.state is State.APPROACHING
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_away_is_counted_from_where_the_sphere_was_nearest(sign):
+    interlock = Bench(clear_um=1.0, z_sign=sign).to(State.APPROACHING)
+    interlock.check_move(HERE, moved(z=sign * 0.05))
+    with pytest.raises(RefusedError, match="retract further"):
+        interlock.retracted(moved(z=-sign * 0.94))
+    interlock.retracted(moved(z=-sign * 0.96))
+    interlock = Bench(clear_um=1.0, z_sign=sign).to(State.APPROACHING)
+    interlock.engage(moved(z=sign * 0.3))
+    interlock.retracted(moved(z=-sign * 0.71))
+
+
 @pytest.mark.parametrize(
     ("mount", "order"), [("cantilever", ["stop", "z", "focus"]), ("objective", ["stop", "focus", "z"])]
 )
