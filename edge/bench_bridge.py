@@ -34,7 +34,7 @@ SETTLING_S = 0.005
 TOLERANCE_UM, HELD_S = 0.02, 0.0013
 """On target: the simulated stage is within this window 3.7 ms after its set point arrived, and holds it so long."""
 STEP_UM = 4.0
-SIDE = 10
+SIDE = 12
 """Tiles of the raster in x and in y."""
 RUNS = 3
 ROUND_TRIPS = 2000

@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 # Between two looks at a moving stage: less than a settling time, and no busy loop.
 POLL_S = 0.001
+# So much later a stage is looked at next time that had not settled when it was looked at.
+LATER_S = 0.0003
 # A stop ends a wait for a long slew after this at the latest.
 LONGEST_PAUSE_S = 0.05
 # A stage that is not on target so long after its motion may have lost its servo: it is asked.
@@ -105,7 +107,8 @@ class Mover:
         self._held_um: PositionUm | None = None
         self._rest, self._clock, self._sleep = rest, clock, sleep
         self._settling_s = 0.0  # what the last moves took beyond their slew: asking earlier only keeps the wire busy
-        self._too_early = 0  # so many moves in a row it was asked too early all the same
+        self._failures = 0  # so many moves in a row it was looked at too early all the same
+        self._creep = 0.3
         self._lock = threading.Lock()
         self._last_stop = object()  # a new one with each stop: a move ends when it is not the one it began with
 
@@ -184,13 +187,14 @@ class Mover:
         # What the controller holds already is not sent again, unless there would be nothing to send.
         command_um = {axis: wanted for axis, wanted, held in axes if wanted != held}
         command_um = command_um or {axis: wanted for axis, wanted, _ in axes}
-        furthest_um = max((abs(to - at) for _, to, at in axes if at is not None), default=0.0)
+        ways_um = [abs(wanted - held) for _, wanted, held in axes if held is not None]
+        slew_s = max(ways_um) / self.slew_um_s if ways_um else None
         with self.stopping_on_errors(last_stop):
             self.ask(
                 lambda: self.controller.set("MOV", command_um, before_sending=lambda: self._check_stopped(last_stop))
             )
             self.began_s = self._clock()
-            measured_um = self._settle(target_um, last_stop, timeout_s, furthest_um / self.slew_um_s)
+            measured_um = self._settle(target_um, last_stop, timeout_s, slew_s)
         if self._last_stop is last_stop:
             self._rested_um, self._held_um = measured_um, target_um
         return measured_um
@@ -218,7 +222,7 @@ class Mover:
                 self._sleep(POLL_S)
             self._check_stopped(last_stop)
             if ends_um is not None:
-                self._settle(ends_um, last_stop, timeout_s, 0.0)
+                self._settle(ends_um, last_stop, timeout_s, None)
 
     @contextmanager
     def stopping_on_errors(self, last_stop: object) -> Iterator[None]:
@@ -241,12 +245,12 @@ class Mover:
                 log.error("the stage could not be stopped, and may be moving: %s", exc)
             raise
 
-    def _settle(self, target_um: PositionUm, last_stop: object, timeout_s: float, slew_s: float) -> PositionUm:
-        due_s, deadline_s = self.began_s + slew_s, self.began_s + timeout_s
+    def _settle(self, target_um: PositionUm, last_stop: object, timeout_s: float, slew_s: float | None) -> PositionUm:
+        deadline_s = self.began_s + timeout_s
         arrived_s: float | None = None
-        suspected = False
-        waited_s: float | None = None  # at the last look at which it had not settled, since it was due
-        self._pause(min(slew_s + self._settling_s, timeout_s), last_stop)
+        suspected = too_early = False
+        if slew_s is not None:
+            self._pause(min(slew_s + self._settling_s, timeout_s), last_stop)
         while True:
             self._check_stopped(last_stop)
             looked_s = self._clock()
@@ -257,10 +261,10 @@ class Mover:
             rests = seen.on_target and not seen.moving
             if rests and self._agree(seen.positions_um, target_um):
                 self._check_stopped(last_stop)
-                self._learn_settling(waited_s)
+                if slew_s is not None:  # else it is not known what was slew
+                    self._learn_settling(too_early=too_early)
                 return seen.positions_um[-1]
-            if not rests:
-                waited_s = looked_s - due_s
+            too_early = too_early or not rests
             if not rests and not suspected and looked_s > (arrived_s or looked_s) + self._settling_s + SUSPECT_S:
                 suspected = True
                 open_loops = self.ask(self.controller.open_loops)
@@ -269,15 +273,16 @@ class Mover:
             self._check_before(deadline_s, target_um, timeout_s)
             self._pause(POLL_S, last_stop)
 
-    def _learn_settling(self, waited_s: float | None) -> None:
-        # A look that comes too early costs a round trip, so it creeps up to the settling time from above: a little
-        # earlier after each success, half a poll later after a failure, and more only if the next one fails too.
-        if waited_s is None:
-            self._settling_s *= 0.999
-            self._too_early = 0
+    def _learn_settling(self, *, too_early: bool) -> None:
+        # A look that comes too early costs a round trip, so this creeps up to the settling time from above: a little
+        # earlier after each success, less and less so; later after a failure, and more so where one follows another.
+        if too_early:
+            self._settling_s += LATER_S * 2**self._failures
+            self._failures = min(self._failures + 1, 10)
+            self._creep = max(self._creep / 2, 0.001)
         else:
-            self._settling_s = max(0.0, min(waited_s + POLL_S / 2, self._settling_s + POLL_S / 2 * 4**self._too_early))
-            self._too_early = min(self._too_early + 1, 6)
+            self._settling_s *= 1.0 - self._creep
+            self._failures = 0
 
     def _agree(self, readings_um: Sequence[PositionUm], target_um: PositionUm) -> bool:
         apart_um = distance_um(readings_um[0], readings_um[-1])
