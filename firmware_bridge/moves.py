@@ -23,6 +23,7 @@ from .errors import (
 )
 from .guard import MotionGuard
 from .position import PositionUm
+from .settling import Settling
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,6 @@ T = TypeVar("T")
 
 # Between two looks at a moving stage: less than a settling time, and no busy loop.
 POLL_S = 0.001
-# So much later a stage is looked at next time that had not settled when it was looked at.
-LATER_S = 0.0003
 # A stop ends a wait for a long slew after this at the latest.
 LONGEST_PAUSE_S = 0.05
 # A stage that is not on target so long after its motion may have lost its servo: it is asked.
@@ -106,9 +105,7 @@ class Mover:
         self._rested_um: PositionUm | None = None
         self._held_um: PositionUm | None = None
         self._rest, self._clock, self._sleep = rest, clock, sleep
-        self._settling_s = 0.0  # what the last moves took beyond their slew: asking earlier only keeps the wire busy
-        self._failures = 0  # so many moves in a row it was looked at too early all the same
-        self._creep = 0.3
+        self._settling = Settling()
         self._lock = threading.Lock()
         self._last_stop = object()  # a new one with each stop: a move ends when it is not the one it began with
 
@@ -250,7 +247,7 @@ class Mover:
         arrived_s: float | None = None
         suspected = too_early = False
         if slew_s is not None:
-            self._pause(min(slew_s + self._settling_s, timeout_s), last_stop)
+            self._pause(min(slew_s + self._settling.wait_s, timeout_s), last_stop)
         while True:
             self._check_stopped(last_stop)
             looked_s = self._clock()
@@ -262,27 +259,16 @@ class Mover:
             if rests and self._agree(seen.positions_um, target_um):
                 self._check_stopped(last_stop)
                 if slew_s is not None:  # else it is not known what was slew
-                    self._learn_settling(too_early=too_early)
+                    self._settling.learn(too_early=too_early)
                 return seen.positions_um[-1]
             too_early = too_early or not rests
-            if not rests and not suspected and looked_s > (arrived_s or looked_s) + self._settling_s + SUSPECT_S:
+            if not rests and not suspected and looked_s > (arrived_s or looked_s) + self._settling.wait_s + SUSPECT_S:
                 suspected = True
                 open_loops = self.ask(self.controller.open_loops)
                 if open_loops:
                     raise self._servo_lost(open_loops)
             self._check_before(deadline_s, target_um, timeout_s)
             self._pause(POLL_S, last_stop)
-
-    def _learn_settling(self, *, too_early: bool) -> None:
-        # A look that comes too early costs a round trip, so this creeps up to the settling time from above: a little
-        # earlier after each success, less and less so; later after a failure, and more so where one follows another.
-        if too_early:
-            self._settling_s += LATER_S * 2**self._failures
-            self._failures = min(self._failures + 1, 10)
-            self._creep = max(self._creep / 2, 0.001)
-        else:
-            self._settling_s *= 1.0 - self._creep
-            self._failures = 0
 
     def _agree(self, readings_um: Sequence[PositionUm], target_um: PositionUm) -> bool:
         apart_um = distance_um(readings_um[0], readings_um[-1])

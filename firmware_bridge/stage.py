@@ -16,6 +16,7 @@ from .errors import OutOfRangeError, RefusedError, StoppedError
 from .guard import MotionGuard, Unguarded
 from .moves import Mover, Rest
 from .position import Box, PositionUm
+from .survey import survey
 
 if TYPE_CHECKING:
     from .simulator import Simulator
@@ -82,21 +83,7 @@ class PztStage:
             self.set_velocity(velocity_um_s=velocity_um_s)
 
     def _read_all(self) -> None:
-        names = self.controller.axis_names()
-        if tuple(names) != self.profile.axes:
-            raise RefusedError(
-                f"the controller's axes are {names}, expected {list(self.profile.axes)}: rename them (SAI)"
-            )
-        try:
-            travel_um = Box(self._mover.agreed("TMN?"), self._mover.agreed("TMX?"))
-        except RefusedError as exc:
-            raise RefusedError(
-                f"the controller does not tell its limits ({exc}), without which nothing may move: check that a stage "
-                "is connected to it and that it knows the stage",
-                code=exc.code,
-            ) from exc
-        if not all(low < high for low, high in zip(*travel_um, strict=True)):
-            raise RefusedError(f"the controller's limits are {travel_um}, which is no travel: check its parameters")
+        travel_um = survey(self._mover)
         self.limits_um = travel_um.intersect(self._wanted_limits_um) if self._wanted_limits_um else travel_um
         self._mover.slew_um_s = min(self.velocity_um_s())
 
