@@ -344,3 +344,12 @@ def test_a_controller_without_autozero_is_not_told_to(scripted):
     stage = opened(scripted, [HERE, help_of("POS?")])
     with pytest.raises(RefusedError, match="no autozero"):
         stage.autozero()
+
+
+def test_both_controllers_are_zeroed_and_armed_again(simulator):
+    with open_stage("sim:", simulator=simulator, velocity_um_s=2000) as stage:
+        stage.autozero()
+        assert set(stage.controller.flags("ATZ?")) == {True}
+        assert not stage.ready
+        stage.servo_on()
+        assert stage.move_to(TARGET) == pytest.approx(TARGET, abs=NEAR_UM)
