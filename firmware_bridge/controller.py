@@ -59,7 +59,8 @@ class Controller:
         reopen: Callable[[], str] | None = None,
     ) -> None:
         self.link, self.profile, self.server = link, profile, server
-        self.identity, self.axes = link.identity, profile.axes
+        self.identity = link.identity
+        self.axes: tuple[str, ...] = profile.axes
         self._reopen = reopen
         self._commands: frozenset[str] | None = None
 
