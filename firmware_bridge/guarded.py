@@ -85,7 +85,7 @@ def open_guarded(
     """
     if (open_reader is None) != (thresholds is None):
         raise OutOfRangeError("a contact reader needs its thresholds, and thresholds a reader")
-    pzt, lift = PztRetraction(), FocusRetraction()
+    pzt, lift = PztRetraction(z_sign=rules.z_sign), FocusRetraction()
     interlock = Interlock(
         replace(rules, contact=open_reader is not None), stage=pzt, focus=None if open_focus is None else lift
     )

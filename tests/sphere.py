@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 from firmware_bridge.approach import PztRetraction
 from firmware_bridge.contact import ContactMonitor, Sample, Thresholds
@@ -28,7 +29,9 @@ class Bench:
         self.stopped = False
         self.on_move = lambda: None
         self.away_um = TRAVEL.high.z if (rules or {}).get("z_sign", 1) < 0 else TRAVEL.low.z
-        retraction = PztRetraction()
+        self.ready = True
+        self.controller = SimpleNamespace(axes=("1", "2", "3"), set=self._command)
+        retraction = PztRetraction(z_sign=(rules or {}).get("z_sign", 1))
         retraction.bind(self)
         self.interlock = Interlock(
             Rules("cantilever", TRAVEL, **(rules or {})), stage=retraction, focus=self, clock=lambda: self.now_s
@@ -73,6 +76,10 @@ class Bench:
     def stop(self) -> None:
         self.done.append(("stop", self.now_s))
         self.stopped = True
+
+    def _command(self, mnemonic: str, values: dict[str, float]) -> None:
+        assert (mnemonic, values) == ("MOV", {"3": self.away_um})
+        self.park()
 
     def park(self) -> None:
         self.done.append(("park", self.now_s))

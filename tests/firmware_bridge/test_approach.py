@@ -17,7 +17,7 @@ from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError,
 from firmware_bridge.position import PositionUm
 from firmware_bridge.pzt import open_stage
 from firmware_bridge.safety import Interlock, Rules, State
-from firmware_bridge.simulator import Simulator
+from firmware_bridge.simulator import Simulator, serve_pty
 from firmware_bridge.simulator.cantilever import SimulatedCantilever
 from tests.sphere import LIMITS, PERIOD_S, TRAVEL, V_PER_NM, Bench, error_nm
 
@@ -160,6 +160,22 @@ def test_a_retraction_that_is_not_far_enough_leaves_the_sphere_engaged():
     assert bench.interlock.state is State.ENGAGED
 
 
+def test_with_its_servo_off_z_cannot_be_retracted_and_the_fault_says_so():
+    bench = Bench()
+    bench.ready = False
+    bench.interlock.overload("a test")
+    assert [name for name, _ in bench.done] == ["stop", "focus"]
+    assert "could not retract z: the servo is off" in bench.interlock.why
+
+
+def test_a_retraction_that_does_not_arrive_is_said(monkeypatch):
+    monkeypatch.setattr("firmware_bridge.approach.RETRACTION_S", 0.02)
+    bench = Bench()
+    bench.controller.set = lambda *_: None
+    bench.interlock.overload("a test")
+    assert "could not retract z: z is not at 0 um" in bench.interlock.why
+
+
 # -- the same in real time, on the simulated controller ---------------------------------------------------------------
 
 
@@ -197,8 +213,8 @@ def test_a_lift_in_a_fault_does_not_keep_the_next_action_waiting_and_its_failure
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mount", ["cantilever", "objective"])
-def test_an_overload_retracts_the_simulated_stage_within_two_sampling_periods_and_5_ms(mount):
+@pytest.mark.parametrize(("mount", "baud"), [("cantilever", None), ("objective", None), ("cantilever", 115200)])
+def test_an_overload_retracts_the_simulated_stage_within_two_sampling_periods_and_5_ms(mount, baud):
     period_s, samples_late = 0.01, []
     for seed in range(5):
         simulator = Simulator("e727", start_um=PositionUm(50, 50, 6.8))
@@ -208,7 +224,8 @@ def test_an_overload_retracts_the_simulated_stage_within_two_sampling_periods_an
         lift.bind(focus)
         interlock.sphere_lifted(by="a tester")
         with (
-            open_stage("sim:", simulator=simulator, guard=interlock) as stage,
+            serve_pty(simulator, baud=baud) as server,
+            open_stage(server.address, guard=interlock, enable_servo=True) as stage,
             ContactMonitor(sensor, LIMITS, guard=interlock, period_s=period_s, stale_s=0.1) as monitor,
         ):
             retraction.bind(stage)
