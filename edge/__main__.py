@@ -120,6 +120,7 @@ def _serve_page(daemon: Daemon) -> PageServer:
         stop=_words_for_the_page()(daemon.stop),
         show=_words_for_the_page()(daemon.show),
         snapshot=daemon.snapshot,
+        reset=lambda: daemon.reset(by="somebody at the status page"),
         allowed_hosts=web.allowed_hosts,
         max_viewers=web.max_viewers,
     )

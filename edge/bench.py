@@ -318,7 +318,12 @@ def _start_viewer(daemon: Daemon, closing: ExitStack) -> int:
     from edge.web import create_app, serve
 
     app = create_app(
-        daemon.board, submit=lambda request: None, stop=daemon.stop, show=daemon.show, snapshot=daemon.snapshot
+        daemon.board,
+        submit=lambda request: None,
+        stop=daemon.stop,
+        show=daemon.show,
+        snapshot=daemon.snapshot,
+        reset=lambda: None,
     )
     server = serve(app, host="127.0.0.1", port=0, threads=4)
     server.start()

@@ -6,9 +6,19 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from edge.errors import ConfigError
+from firmware_bridge.contact import Thresholds
+from firmware_bridge.rules import Rules
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -87,9 +97,71 @@ class StageConfig(_Section):
     limits_low_um: tuple[float, float, float] | None = None  # None: the controller's own travel
     limits_high_um: tuple[float, float, float] | None = None
     velocity_um_s: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    max_step_um: Annotated[float, Field(gt=0)] | None = None  # the largest single move of an axis; None: any
+    z_sign: Literal[1, -1] = 1  # -1 where +z takes the sample away from the sphere
     settle_timeout_s: Annotated[float, Field(gt=0, le=60)] = 5.0
-    enable_servo: bool | None = None  # None: only on a simulated stage; a real servo is switched on by a person
+    enable_servo: bool | None = None
+    # close the servo and arm the interlock; None: only on a simulated stage. True is a person's word that at each start
+    # the sphere is lifted, and that nothing can collide
+
+
+class InterlockConfig(_Section):
+    """What may move, and how far at once: fields of `firmware_bridge.rules.Rules`, with its defaults."""
+
+    max_step_um: Annotated[float, Field(gt=0, le=10_000)] = Rules.max_step_um
+    # one move of one axis, the sphere being away
+    engaged_step_um: Annotated[float, Field(gt=0, le=1000)] = Rules.engaged_step_um  # sideways, near the sphere
+    engaged_z_step_um: Annotated[float, Field(gt=0, le=10)] = Rules.engaged_z_step_um
+    engaged_velocity_um_s: Annotated[float, Field(gt=0, le=10_000)] = Rules.engaged_velocity_um_s
+    hold_um: Annotated[float, Field(gt=0, le=1)] = Rules.hold_um  # what counts as standing still
+    poll_timeout_s: Annotated[float, Field(ge=0.5, le=60)] = Rules.poll_timeout_s  # a stage so long silent is a fault
+    contact_timeout_s: Annotated[float, Field(ge=0.01, le=10)] = Rules.contact_timeout_s  # near the sphere
+
+
+class ContactConfig(_Section):
+    """What reads the contact between sphere and sample, a voltage of 0 to 3.3 V, and what it means."""
+
+    driver: Literal["none", "simulated", "ads1115", "mcp3008", "mcp3008-pi"] = "none"  # -pi: through gpiozero
+    bus: Annotated[int, Field(ge=0, le=63)] | None = None  # None: I2C bus 1, SPI bus 0
+    channel: Annotated[int, Field(ge=0, le=7)] = 0
+    address: Annotated[int, Field(ge=0x48, le=0x4B)] = 0x48  # of an ADS1115
+    set_point_v: float | None = None  # contact as wanted
+    overload_v: float | None = None  # stop and retract
+    broken_v: float | None = None  # below it the sensor or its cable is broken: stop and retract; None: not looked at
+    debounce: Annotated[int, Field(ge=1, le=100)] = 2  # so many samples in a row have to say the same
+    period_s: Annotated[float, Field(ge=0.001, le=0.1)] = 0.005  # between two samples
+
+    @model_validator(mode="after")
+    def _says_what_it_means(self) -> ContactConfig:
+        if self.driver != "none" and (self.set_point_v is None or self.overload_v is None):
+            raise ValueError("set_point_v and overload_v are needed, in V, as measured with this sensor")
+        _ = self.thresholds  # refuses what makes no sense
+        return self
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """None where no contact is read."""
+        if self.driver == "none" or self.set_point_v is None or self.overload_v is None:
+            return None
+        return Thresholds(self.set_point_v, self.overload_v, self.broken_v, self.debounce)
+
+
+class FocusConfig(_Section):
+    """The focus stage, which lifts the objective; + is away from the sample."""
+
+    driver: Literal["none", "simulated", "xps", "esp301"] = "none"
+    port: Annotated[str, Field(min_length=1)] | None = None  # tcp://HOST:5001 of an XPS, /dev/ttyUSB0 of an ESP301
+    axis: Annotated[str, Field(min_length=1)] | None = None  # FOCUS.Pos of an XPS, 1 to 3 of an ESP301
+    baud: Annotated[int, Field(ge=1200, le=4_000_000)] = 921_600  # of an ESP301; 19200 at its RS-232 port
+    limits_um: tuple[float, float] | None = None  # None: the controller's own
+    lift_um: Annotated[float, Field(gt=0, le=100_000)] = 500.0  # how far up, away from the sample, when it is lifted
+
+    @model_validator(mode="after")
+    def _says_where_it_is(self) -> FocusConfig:
+        if self.driver in ("xps", "esp301") and (self.port is None or self.axis is None):
+            raise ValueError("port and axis are needed")
+        if self.limits_um is not None and not self.limits_um[0] < self.limits_um[1]:
+            raise ValueError("limits_um: expected the lower limit first, then the upper")
+        return self
 
 
 class TriggerConfig(_Section):
@@ -105,8 +177,9 @@ _Table = tuple[tuple[NonNegativeFloat, float], ...]
 
 
 class SphereConfig(_Section):
-    """The usable field of the sphere in the frame; enhanced is flat grey outside it."""
+    """The sphere: what carries it, and its usable field in the frame; enhanced is flat grey outside it."""
 
+    mount: Literal["cantilever", "objective"] = "cantilever"  # what carries the sphere: what retracts first
     field_um: Annotated[float, Field(gt=0, le=1000)] | None = DEFAULT_FIELD_UM  # diameter; None: the whole frame
     centre_px: tuple[float, float] | None = None  # (y, x); None: the middle of the frame
     camera_from_stage_px_per_um: _Matrix | None = None
@@ -178,6 +251,9 @@ class Config(_Section):
     optics: OpticsConfig = OpticsConfig()
     specimen: SpecimenConfig = SpecimenConfig()
     stage: StageConfig = StageConfig()
+    interlock: InterlockConfig = InterlockConfig()
+    contact: ContactConfig = ContactConfig()
+    focus: FocusConfig = FocusConfig()
     trigger: TriggerConfig = TriggerConfig()
     sphere: SphereConfig = SphereConfig()
     engine: EngineConfig = EngineConfig()

@@ -1,8 +1,8 @@
 """The daemon: opens the instrument, runs one job at a time, keeps the status board true, and stops cleanly.
 
 Threads: the caller of :meth:`Daemon.wait` (heartbeat), "job" (infer, one at a time), "acquire" (inside a job), "build"
-(makes a TensorRT engine while another runs), and the web workers, which only read the board and call
-:meth:`start_live`, :meth:`stop`, :meth:`show` and :meth:`snapshot`.
+(makes a TensorRT engine while another runs), "contact" and "watch" (of the interlock), and the web workers, which only
+read the board and call :meth:`start_live`, :meth:`stop`, :meth:`reset`, :meth:`show` and :meth:`snapshot`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edge.observe import observe, observe_stage, warnings
 from edge.problems import Notice, Problems
 from edge.scan import ScanPlan
 from edge.status import RunState, StageStatus, Status, StatusBoard
-from firmware_bridge.errors import FirmwareError, StoppedError
+from firmware_bridge.errors import FirmwareError, RefusedError, StoppedError
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +89,10 @@ class Daemon:
         """The open instrument; one whose stage or engine is gone is closed and opened anew."""
         if self.instrument is not None and "stage" not in self._problems and not self.instrument.broken:
             self._take_over()
+            if self.instrument.motion is not None:
+                self.instrument.motion.arm()  # again, after a reset
             return self.instrument
-        if self.instrument is not None:
-            self.instrument.close()
-            self.instrument = None
+        self._close_instrument()
         try:
             self.instrument = open_instrument(self.config, progress=self._note_build, cancelled=self._quit)
         except (EdgeError, FirmwareError) as exc:
@@ -118,6 +118,14 @@ class Daemon:
         )
         self.beat()
         return self.instrument
+
+    def _close_instrument(self) -> None:
+        instrument, self.instrument = self.instrument, None
+        try:
+            if instrument is not None:
+                instrument.close()
+        except FirmwareError as exc:  # its other parts are closed all the same
+            log.error("while the instrument was closed: %s", exc)
 
     def start_live(self, *, frames: int | None = None) -> None:
         """Begin the live view, for ``frames`` enhanced frames or until stopped. Opens the instrument if need be.
@@ -170,11 +178,27 @@ class Daemon:
             if job is not None:
                 job.end()
         try:
-            if instrument is not None and instrument.stage is not None:
-                instrument.stage.stop()
+            if instrument is not None and instrument.motion is not None:
+                instrument.motion.stop()
         finally:
             self._join(timeout_s=FRAME_TIMEOUT_S)
             self.beat()
+
+    def reset(self, *, by: str) -> None:
+        """Unlatch the interlock's fault, for a person who has looked. Nothing moves; the next start arms again.
+
+        Raises
+        ------
+        BusyError
+            A job still runs, no fault is latched, or the contact is still overloaded.
+        """
+        with self._one_start():
+            if self.running:
+                raise BusyError("The instrument is busy with a job. Wait for its end, then reset.")
+            if self.instrument is None or self.instrument.motion is None:
+                raise BusyError("No stage is open, so there is no fault to reset.")
+            self.instrument.motion.reset(by=by)
+        self.beat()
 
     def snapshot(self) -> list[Path]:
         """Save raw and every output of the next frame, with metadata; the paths, raw first.
@@ -247,20 +271,21 @@ class Daemon:
                 self.job.end()
                 self._join(timeout_s=pipeline.JOIN_TIMEOUT_S + FRAME_TIMEOUT_S)
             self.board.close()
-            if self.instrument is not None:
-                self.instrument.close()
-                self.instrument = None
+            self._close_instrument()
 
     def beat(self) -> None:
         """Publish a fresh snapshot."""
         with self._beating:
             instrument = self.instrument  # another thread may open it anew meanwhile
-            if instrument is not None and instrument.stage is not None:
+            if instrument is not None and instrument.motion is not None:
                 try:
-                    self._stage = observe_stage(instrument.stage)
+                    instrument.motion.tick()
+                    self._stage = observe_stage(instrument.motion.stage)
                 except FirmwareError as exc:
                     if instrument is self.instrument:
                         self._lose_stage(exc)
+                if instrument is self.instrument and instrument.motion.tell(self._problems) and self.job is not None:
+                    self.job.end()
             status = self._status()
             found = warnings(status)
             for key in ("slow", "disk"):
@@ -295,7 +320,8 @@ class Daemon:
             self._problems.put("engine", handover.made_meanwhile(instrument))
         try:
             if self._resume is not None and not self.running:
-                if instrument.broken or "stage" in self._problems or self._resume != self._stops:
+                hands_off = "stage" in self._problems or "interlock" in self._problems
+                if instrument.broken or hands_off or self._resume != self._stops:
                     self._resume = None
                 else:
                     self._begin(lambda opened: live_job(opened, self.board), stops=self._resume)
@@ -335,6 +361,8 @@ class Daemon:
             gives_way = instead_of_live and live
             if self.running and not gives_way:
                 raise BusyError("The instrument is busy with another job. Stop it first.")
+            if self.instrument is not None and self.instrument.motion is not None:
+                self.instrument.motion.check_reset()  # first: what is opened anew has forgotten
             instrument = self._opened()
             job, engine = make_job(instrument), instrument.engine
             refusal = None
@@ -377,6 +405,9 @@ class Daemon:
         except StoppedError:
             log.info("the stage was stopped in mid-move")
         except Exception as exc:
+            if isinstance(exc, RefusedError) and instrument.motion is not None and instrument.motion.latched:
+                log.info("%s ended: %s", job.state.value, exc)  # the interlock's fault is a problem of its own
+                return
             job.error = exc
             self._problems.put("job", Notice(f"{job.state.value} ended", str(exc) or type(exc).__name__))
             log.error("%s ended: %s", job.state.value, exc, exc_info=not isinstance(exc, (EdgeError, FirmwareError)))

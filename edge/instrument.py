@@ -26,10 +26,11 @@ from edge.engine.tiling import TILE_PX, check_tiles, load_tiled
 from edge.errors import ConfigError
 from edge.frames import FramePool
 from edge.making import Made, Making, next_frames, open_engine, stand_in
+from edge.motion import Motion, open_motion
 from edge.pipeline import SLOTS
 from edge.sinks import field_disc
 from export.manifest import Bundle, Manifest
-from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
+from firmware_bridge.pzt import PositionUm, PztStage
 from firmware_bridge.trigger import SimulatedTriggerLine, open_trigger
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Instrument:
-    """Everything a job needs. ``stage`` and ``trigger`` are None where frames are replayed.
+    """Everything a job needs. ``motion``, ``stage`` and ``trigger`` are None where frames are replayed.
 
     ``config`` is the one it was opened with, the simulated microscope fitted to the model. ``simulated`` names the
     simulated parts; ``field`` is the sphere's disc in the frame, None when the pixel size is unknown or no field is
@@ -50,7 +51,7 @@ class Instrument:
     camera: Camera
     engine: Engine
     pool: FramePool
-    stage: PztStage | None
+    motion: Motion | None
     trigger: Trigger | None
     simulated: tuple[str, ...]
     field: NDArray[np.bool_] | None
@@ -89,6 +90,11 @@ class Instrument:
         self.broken = False
 
     @property
+    def stage(self) -> PztStage | None:
+        """The stage, which asks the interlock of ``motion`` before it moves."""
+        return None if self.motion is None else self.motion.stage
+
+    @property
     def counts(self) -> Counts:
         """What the frame slots hold."""
         return Counts.of(self.camera)
@@ -119,7 +125,7 @@ class Instrument:
         }
 
     def close(self) -> None:
-        """Close all parts, the engine last: its memory holds the frames. The stage stays where it is."""
+        """Close all parts, the engine last: its memory holds the frames. The stage stays, unless it is in contact."""
         try:
             self._closing.close()
         finally:
@@ -129,7 +135,7 @@ class Instrument:
 def open_instrument(
     config: Config, *, progress: Progress = lambda _: None, cancelled: threading.Event | None = None
 ) -> Instrument:
-    """Open what the configuration names. Nothing moves, unless `[stage] enable_servo` closes a servo.
+    """Open what the configuration names, and arm it, where `Motion.arm` may. Nothing moves, unless a servo is closed.
 
     Parameters
     ----------
@@ -148,9 +154,8 @@ def open_instrument(
     shown = _output(manifest, config.engine.show or manifest.output_names[0])
     config = fitted(config, manifest)
     with ExitStack() as closing, ExitStack() as closing_engine:
-        stage = _open_stage(config)
-        if stage is not None:
-            closing.callback(stage.close)
+        motion = None if config.camera.driver == "replay" else closing.enter_context(open_motion(config))
+        stage = None if motion is None else motion.stage
         simulator = None if stage is None else stage.simulator
         camera = open_camera(config, pose_um=None if simulator is None else simulator.pose_um)
         closing.callback(camera.close)
@@ -186,19 +191,21 @@ def open_instrument(
         hear: Callable[[int, int, PositionUm], None] | None = getattr(camera, "hear", None)
         if simulator is not None and hear is not None:
             closing.callback(simulator.on_pulse(hear))
-        simulated = [name for name, part in (("camera", camera), ("stage", stage)) if getattr(part, "simulated", False)]
+        simulated = ("camera",) if getattr(camera, "simulated", False) else ()
         if making is not None:
             closing.callback(making.close)
         pool = engine.allocate(SLOTS)
+        if motion is not None:
+            motion.arm()  # last: nothing moves before all is there
         closing_engine.pop_all()  # from here on the instrument closes it, or what took its place
         return Instrument(
             config,
             camera,
             engine,
             pool,
-            stage,
+            motion,
             trigger,
-            tuple(simulated),
+            simulated if motion is None else (*simulated, *motion.simulated),
             _field(config, camera),
             shown,
             choice,
@@ -224,26 +231,6 @@ def _tile_px(config: Config, bundle: Bundle, camera: Camera) -> int:
         log.info("frames of %s px go through the model whole: %s", " x ".join(map(str, camera.shape)), exc)
         return max(camera.shape)
     return TILE_PX
-
-
-def _open_stage(config: Config) -> PztStage | None:
-    if config.camera.driver == "replay":
-        return None
-    stage = config.stage
-    limits_um = None
-    if (stage.limits_low_um is None) != (stage.limits_high_um is None):
-        raise ConfigError("[stage] has only one of limits_low_um and limits_high_um. Give both, or neither.")
-    if stage.limits_low_um is not None and stage.limits_high_um is not None:
-        limits_um = Box(PositionUm(*stage.limits_low_um), PositionUm(*stage.limits_high_um))
-    return open_stage(
-        stage.port,
-        baud=stage.baud,
-        limits_um=limits_um,
-        velocity_um_s=stage.velocity_um_s,
-        max_step_um=stage.max_step_um,
-        settle_timeout_s=stage.settle_timeout_s,
-        enable_servo=stage.enable_servo,
-    )
 
 
 def _open_trigger(config: Config, stage: PztStage | None) -> Trigger | None:

@@ -134,7 +134,7 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
     Raises
     ------
     ConfigError
-        The instrument cannot scan, or the folder is in use.
+        The instrument cannot scan, its stage is not armed, or the folder is in use.
     """
     camera, stage, trigger, pixel_size_nm = (
         instrument.camera,
@@ -144,6 +144,8 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
     )
     if stage is None or trigger is None or pixel_size_nm is None:
         raise ConfigError("A scan needs a stage, a trigger and a known pixel size.")
+    if instrument.motion is not None:
+        instrument.motion.check_armed()
     sphere, manifest, output = instrument.config.sphere, instrument.engine.manifest, instrument.shown
     recorder = ScanRecorder(
         folder,

@@ -69,8 +69,8 @@ def observe(
     data_dir: Path,
 ) -> Status:
     """One snapshot. ``stage`` is what :func:`observe_stage` last gave."""
-    stage_lost = any(problem.key == "stage" for problem in problems)
-    state = RunState.FAULT if stage_lost else _state(job, start_error)
+    hands_off = any(problem.key in ("stage", "interlock") for problem in problems)
+    state = RunState.FAULT if hands_off else _state(job, start_error)
     flow = FlowStatus() if job is None else job.meter.flow()
     if job is not None and not job.running:
         # A rate that stays on view after frames stop is a lie.
@@ -88,6 +88,7 @@ def observe(
         camera=None if instrument is None else _camera(instrument),
         engine=None if instrument is None else _engine(instrument, job),
         stage=stage,
+        interlock=None if instrument is None or instrument.motion is None else instrument.motion.status(),
         flow=flow,
         scan=None if job is None else _scan(job),
         pixel_size_nm=None if instrument is None else instrument.pixel_size_nm,

@@ -125,6 +125,20 @@ class StageStatus(_Frozen):
     error: str | None = None
 
 
+class InterlockStatus(_Frozen):
+    """What says what may move. ``why`` is the reason of a fault or a loss.
+
+    ``contact_v`` is the newest sample of the contact signal and ``contact_age_s`` how old it is; they and
+    ``set_point_v`` are None where no contact is read.
+    """
+
+    state: Literal["disarmed", "armed", "approaching", "engaged", "fault"]
+    why: str | None
+    contact_v: float | None
+    set_point_v: float | None
+    contact_age_s: float | None
+
+
 class FlowStatus(_Frozen):
     """How frames flow now: rates over the last second, counts since the job began. A rate nobody measures is None."""
 
@@ -164,6 +178,7 @@ class Status(_Frozen):
     camera: CameraStatus | None = None
     engine: EngineStatus | None = None
     stage: StageStatus | None = None
+    interlock: InterlockStatus | None = None  # None: nothing is open that moves
     flow: FlowStatus = FlowStatus()
     scan: ScanStatus | None = None
     pixel_size_nm: float | None = None  # None: unknown, and the page says so

@@ -82,6 +82,7 @@ def create_app(
     stop: Callable[[], None],
     show: Callable[[str], None],
     snapshot: Callable[[], Sequence[Path]],
+    reset: Callable[[], None],
     allowed_hosts: Sequence[str] = (),
     max_viewers: int = 8,
     log_tail: Callable[[], Sequence[str]] = _no_log,
@@ -101,6 +102,8 @@ def create_app(
         Puts one of the model's outputs on view, for everybody who watches.
     snapshot
         Saves the next frame and returns the files.
+    reset
+        Unlatches the interlock's fault; raises BusyError where that is not to be.
     allowed_hosts
         Names besides loopback that a request may be addressed to, without port.
     max_viewers
@@ -201,6 +204,11 @@ def create_app(
     @app.post("/api/snapshot")
     def save_snapshot() -> dict[str, Any]:
         return {"paths": [str(path) for path in snapshot()]}
+
+    @app.post("/api/reset")
+    def reset_fault() -> dict[str, Any]:
+        reset()
+        return {"reset": True, "state": board.status().state.value}
 
     @app.get("/healthz")
     def healthz() -> dict[str, Any]:

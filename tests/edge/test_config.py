@@ -8,6 +8,8 @@ import pytest
 
 from edge.config import Config, load_config
 from edge.errors import ConfigError
+from firmware_bridge.position import Box, PositionUm
+from firmware_bridge.rules import Rules
 
 
 @pytest.fixture
@@ -29,6 +31,13 @@ def test_a_file_is_read_and_the_command_line_lies_over_it(write) -> None:
     path = write('[camera]\nfps = 10\n[box]\nname = "bench 3"\n')
     config = load_config(path, {"camera": {"fps": 20.0, "bit_depth": None}})
     assert (config.camera.fps, config.camera.bit_depth, config.box.name) == (20.0, None, "bench 3")
+
+
+def test_without_a_word_the_interlock_is_there_and_neither_contact_nor_focus_is() -> None:
+    config = load_config()
+    rules = Rules(config.sphere.mount, Box(PositionUm(0, 0, 0), PositionUm(1, 1, 1)), **config.interlock.model_dump())
+    assert rules == Rules("cantilever", rules.limits_um)
+    assert (config.contact.driver, config.contact.thresholds, config.focus.driver) == ("none", None, "none")
 
 
 def test_tensorrt_falls_back_only_where_the_file_says_so(write) -> None:
@@ -56,6 +65,18 @@ def test_tensorrt_falls_back_only_where_the_file_says_so(write) -> None:
         ("[sphere]\ndistortion = [[0, 0], [5, 0.1], [4, 0.2]]\n", "radius grows"),
         ("[sphere]\ncamera_from_stage_px_per_um = [[1, 2], [2, 4]]\n", "same line"),
         ('[stage]\nport = ""\n', r"stage\.port"),
+        ("[stage]\nz_sign = 0\n", r"stage\.z_sign: .*found 0"),
+        ('[sphere]\nmount = "tripod"\n', r"sphere\.mount: .*cantilever.*objective.*found 'tripod'"),
+        ("[interlock]\nmax_step_um = 0\n", r"interlock\.max_step_um: .*greater than 0.*found 0"),
+        ("[interlock]\npoll_timeout_s = 0.1\n", r"interlock\.poll_timeout_s: .*0\.5.*found 0\.1"),
+        ('[contact]\ndriver = "ads1115"\n', r"contact: set_point_v and overload_v are needed"),
+        (
+            '[contact]\ndriver = "simulated"\nset_point_v = 2\noverload_v = 1\n',
+            r"contact: .*set point < overload < 3\.3 V",
+        ),
+        ("[contact]\naddress = 0x50\n", r"contact\.address: .*found 80"),
+        ('[focus]\ndriver = "xps"\naxis = "FOCUS.Pos"\n', r"focus: port and axis are needed"),
+        ("[focus]\nlimits_um = [100, 0]\n", r"focus: limits_um: expected the lower limit first"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_was_expected(write, text: str, message: str) -> None:

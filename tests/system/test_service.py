@@ -89,6 +89,7 @@ def test_every_line_that_waits_in_it_to_be_used_may_be_used(tmp_path: Path) -> N
     path.write_text("\n".join(re.sub(r"^# (?=\w+ = )", "", line) for line in real), encoding="utf-8")
     config = load_config(path)
     assert (config.trigger.driver, config.engine.backend, config.stage.enable_servo) == ("gpio", "tensorrt", True)
+    assert (config.sphere.mount, config.contact.driver, config.focus.driver) == ("objective", "ads1115", "xps")
 
 
 def test_each_udev_rule_matches_something_and_does_something() -> None:

@@ -108,6 +108,15 @@ async function snapshot() {
   }
 }
 
+async function reset() {
+  try {
+    await command("/api/reset");
+    plate("The fault is reset. Nothing moves before the next start.");
+  } catch (error) {
+    plate(error.message, true);
+  }
+}
+
 async function tryAgain() {
   put("again-note", "Starting.");
   try {
@@ -137,6 +146,7 @@ $("scan-new").addEventListener("click", () => {
   panels.askForScan();
   updatePanels();
 });
+$("probs").addEventListener("click", (event) => event.target.closest("[data-act=reset]") && reset());
 $("again").addEventListener("click", tryAgain);
 $("mode").addEventListener("change", (event) => live.setMode(event.target.value));
 $("full").addEventListener("click", () => {

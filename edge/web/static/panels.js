@@ -5,6 +5,7 @@ import { $, alarm, clockTime, duration, el, fixed, grouped, icon, put, roughly, 
 const WORD = { fault: "FAULT", warning: "WARNING", note: "NOTE" };
 const SHAPE = { fault: "fault", warning: "warn", note: "note" };
 const RANK = ["fault", "warning", "note"];
+const OLD_CONTACT_S = 1;
 const local = new Map(); // problems only the page can see, by key
 const axes = new Map();
 let drawnProblems = "";
@@ -31,6 +32,7 @@ export function update(status, lost, stale) {
   bar(status, lost, stale);
   problems(status);
   stage(status.stage, status.camera !== null);
+  guard(status.interlock);
   scan(status);
   vitals(status, stale);
   plans(status.engine);
@@ -68,10 +70,11 @@ function problems(status) {
   const key = JSON.stringify(list);
   if (key === drawnProblems) return; // a list drawn anew would lose a reader's place
   drawnProblems = key;
-  const items = list.map(({ severity, title, what_to_do: act, since_utc: since }) => {
+  const items = list.map(({ key: problem, severity, title, what_to_do: act, since_utc: since }) => {
     const when = since ? el("span", "when num", clockTime(new Date(since))) : "";
     const item = el("li", "", icon(SHAPE[severity]), el("div", "", when, el("span", "sevword", WORD[severity]), el("b", "", title)), el("p", "", act));
     item.dataset.sev = SHAPE[severity];
+    if (problem === "interlock") item.append(resetButton());
     return item;
   });
   if (items.length === 0) {
@@ -89,6 +92,14 @@ function problems(status) {
   $("bell-sev").dataset.sev = SHAPE[worst] ?? "ok";
   setIcon($("bell-sev"), SHAPE[worst] ?? "ok");
   put("h-note", list.length ? text : "");
+}
+
+/** What only a person may do, after a look; app.js hears its click. */
+function resetButton() {
+  const button = el("button", "btn", "Reset after looking at the sphere");
+  button.type = "button";
+  button.dataset.act = "reset";
+  return button;
 }
 
 // ---------- stage ----------
@@ -137,6 +148,15 @@ function stage(stageStatus, opened) {
   $("gcs").toggleAttribute("data-bad", Boolean(stageStatus.error));
   put("gcs-text", stageStatus.error ?? "none");
   $("gcs").title = stageStatus.error ?? "";
+}
+
+/** What may move, and the contact signal; a sample older than OLD_CONTACT_S is no longer one. */
+function guard(interlock) {
+  const { state = "–", why = null, contact_v: volts = null, set_point_v: wanted = null, contact_age_s: age } = interlock ?? {};
+  const contact = wanted === null ? "no contact sensor" : `contact ${volts === null || age > OLD_CONTACT_S ? "–" : volts.toFixed(3)} V, set point ${wanted.toFixed(3)} V`;
+  $("guard").toggleAttribute("data-bad", state === "fault");
+  put("guard-text", interlock ? [state, contact].join(" · ") : "–");
+  if ($("guard").title !== (why ?? "")) $("guard").title = why ?? "";
 }
 
 function lamp(kind, shape, word, error) {

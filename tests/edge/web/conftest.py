@@ -20,6 +20,7 @@ from edge.status import (
     CameraStatus,
     EngineStatus,
     FlowStatus,
+    InterlockStatus,
     Percentiles,
     Preview,
     RunState,
@@ -61,6 +62,7 @@ LIVE = Status(
         on_target=True,
         servo_on=True,
     ),
+    interlock=InterlockStatus(state="armed", why=None, contact_v=1.002, set_point_v=1.2, contact_age_s=0.004),
     flow=FlowStatus(
         capture_fps=40.0, inference_fps=39.8, preview_fps=30.0, frames=41208, latency_s=Percentiles(p50=0.012, p99=0.02)
     ),
@@ -84,8 +86,15 @@ class FakeBox:
         self._counter = 0
 
     def app(self, **options: Any) -> Flask:
-        commands = {"submit": self.submit, "stop": self.stop, "show": self.show_output, "snapshot": self.snapshot}
-        app = create_app(self.board, **commands, **options)
+        app = create_app(
+            self.board,
+            submit=self.submit,
+            stop=self.stop,
+            show=self.show_output,
+            snapshot=self.snapshot,
+            reset=self.reset,
+            **options,
+        )
         app.testing = True
         return app
 
@@ -97,6 +106,10 @@ class FakeBox:
     def stop(self) -> None:
         self._called("stop")
         self.publish(state=self.after_stop, note="ready")
+
+    def reset(self) -> None:
+        self._called("reset")
+        self.publish(state=RunState.IDLE, problems=())
 
     def show_output(self, output: str) -> None:
         self._called(f"show {output}")

@@ -111,8 +111,28 @@ def test_a_large_body_is_refused(client: FlaskClient, box: Any) -> None:
 
 def test_a_busy_instrument_says_so(client: FlaskClient, box: Any) -> None:
     box.refuses = BusyError("The instrument is SCANNING. Stop it first.")
-    for path in ("/api/start", "/api/snapshot"):
+    for path in ("/api/start", "/api/snapshot", "/api/reset"):
         assert problem(client.post(path), 409) == "The instrument is SCANNING. Stop it first."
+
+
+def test_reset_reaches_the_box_from_its_own_page_only(client: FlaskClient, box: Any) -> None:
+    problem(client.post("/api/reset", headers={"Origin": "http://evil.example"}), 403)
+    problem(client.post("/api/reset", headers={"Host": "evil.example"}), 421)
+    assert client.get("/api/reset").status_code == 405
+    assert box.calls == []
+    answer = client.post("/api/reset", headers={"Origin": "http://localhost"})
+    assert answer.get_json() == {"reset": True, "state": "IDLE"}
+    assert box.calls == ["reset"]
+
+
+def test_the_status_tells_of_the_interlock_and_the_contact_with_their_units(client: FlaskClient) -> None:
+    assert client.get("/api/status").get_json()["interlock"] == {
+        "state": "armed",
+        "why": None,
+        "contact_v": 1.002,
+        "set_point_v": 1.2,
+        "contact_age_s": 0.004,
+    }
 
 
 def test_a_region_the_stage_cannot_reach_is_the_askers_error(client: FlaskClient, box: Any) -> None:
