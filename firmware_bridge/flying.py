@@ -56,11 +56,19 @@ class Flown:
 
 
 def fly(
-    stage: PztStage, line: FlyLine, output: TriggerOutput, *, noise_pp_um: float, rows: int = 200, by_wave: bool = False
+    stage: PztStage,
+    line: FlyLine,
+    output: TriggerOutput,
+    *,
+    blur_um: float,
+    noise_pp_um: float,
+    frame_time_s: float,
+    rows: int = 200,
+    by_wave: bool = False,
 ) -> Flown:
     """Fly one line: run up to its beginning, arm output and recorder, fly, disarm, read the recorder.
 
-    Call `FlyLine.check` before. The stage's velocity is as before when this returns or raises.
+    The stage's velocity is as before when this returns or raises.
 
     Parameters
     ----------
@@ -70,8 +78,8 @@ def fly(
         The tiles.
     output : TriggerOutput
         Wired to the camera.
-    noise_pp_um : float
-        Peak-to-peak noise of the sensor.
+    blur_um, noise_pp_um, frame_time_s : float
+        What the line has to keep, see `FlyLine.check`.
     rows : int
         Of the recorder, at most.
     by_wave : bool
@@ -79,9 +87,12 @@ def fly(
 
     Raises
     ------
+    OutOfRangeError
+        The line would smear, lose pulses or leave the limits: nothing has moved.
     FirmwareError
         As in `PztStage.move_to`, `TriggerOutput.every` and `Recorder.read`. The output is off then, if it can be.
     """
+    line.check(blur_um=blur_um, noise_pp_um=noise_pp_um, frame_time_s=frame_time_s)
     begin_um, end_um = line.ends_um
     stage.check_target(end_um)
     wave = Wave.of(line) if by_wave else None

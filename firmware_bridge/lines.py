@@ -39,7 +39,7 @@ class FlyLine:
     overscan_um : float
         For speeding up and slowing down, at each end.
     offset_um : float
-        Calibrated for this direction: how far ahead along +axis the pulses have to fall so that the tiles come to
+        Calibrated for this direction: how much further along +axis the pulses have to fall so that the tiles come to
         lie where they should.
     """
 
@@ -147,7 +147,8 @@ def raster(
     meander : bool
         Every second line is flown backwards; otherwise all the same way, with a flyback between.
     offset_um : tuple of float, optional
-        `FlyLine.offset_um` forwards and backwards. A meander needs it: without calibration its lines do not match.
+        `FlyLine.offset_um` forwards and backwards, see `offsets_um`. A meander needs it: without calibration its
+        lines do not match.
 
     Raises
     ------
@@ -180,6 +181,30 @@ def raster(
             )
         )
     return made
+
+
+def offsets_um(shift_um: float) -> tuple[float, float]:
+    """The offsets of both directions from one calibration: a line of the same tiles, flown there and back.
+
+    What comes late, such as the camera, shifts tiles along the motion: forwards and backwards by as much.
+
+    Parameters
+    ----------
+    shift_um : float
+        Along the axis, where the tiles that were flown backwards turned out to be, minus where the others did. From
+        the registration of the images, at the velocity that is used later.
+
+    Raises
+    ------
+    OutOfRangeError
+        Not a number.
+
+    >>> offsets_um(-0.04)
+    (-0.02, 0.02)
+    """
+    if not math.isfinite(shift_um):
+        raise OutOfRangeError(f"a shift of {shift_um} um: expected a measured one")
+    return shift_um / 2, -shift_um / 2
 
 
 @dataclass(frozen=True)

@@ -170,3 +170,13 @@ def test_the_matrix_names_every_fault_there_is():
 @pytest.mark.parametrize("fault", ["late:only=POS?", "digit:only=POS?", "servo_off:only=ONT?", "unplug:only=MOV"])
 def test_a_few_faults_in_every_run(fault):
     happens(next(row for row in MATRIX if row.fault == fault), "e517", "pty")
+
+
+@pytest.mark.parametrize("baud", [9600, 115_200])
+@pytest.mark.parametrize("profile", gcs.PROFILES)
+def test_a_slow_wire_is_no_fault(profile, baud):
+    simulator = Simulator(profile)
+    with serve_pty(simulator, baud=baud) as server, open_stage(server.address, velocity_um_s=2000) as stage:
+        assert near(stage.move_to(FAR), simulator.pose_um())
+        assert stage.controller.has("CTO")  # the longest reply there is
+        assert near(stage.move_to(BACK), simulator.pose_um())

@@ -15,7 +15,7 @@ from firmware_bridge.recording import reconcile
 from firmware_bridge.simulator import Simulator
 
 LINE = FlyLine(PositionUm(40, 50, 5), axis=0, step_um=2.0, count=6, velocity_um_s=200.0, exposure_s=0.001)
-NOISE_PP_UM = 0.003
+KEEPS = {"blur_um": 0.25, "noise_pp_um": 0.003, "frame_time_s": 0.005}
 WAYS = [("e727", False), ("e727", True), ("e517", True)]
 
 
@@ -42,7 +42,7 @@ def test_a_line_has_a_pulse_for_each_tile_where_it_should_be_and_no_other(flight
     (line,) = raster(LINE, lines=1, pitch_um=0)
     if direction < 0:
         _, line = raster(LINE, lines=2, pitch_um=0, meander=True, offset_um=(0, 0))
-    flown = fly(stage, line, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+    flown = fly(stage, line, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
     wait_for(pulses, line.count)
     assert len(pulses) == line.count
     # a wave puts its pulses on points, and the stage lags behind it by 2 v / w
@@ -60,7 +60,7 @@ def test_a_line_has_a_pulse_for_each_tile_where_it_should_be_and_no_other(flight
 
 def test_after_a_line_no_pulse_falls(flight):
     stage, by_wave, pulses = flight
-    fly(stage, LINE, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+    fly(stage, LINE, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
     wait_for(pulses, LINE.count)
     stage.move_to(PositionUm(20, 50, 5))
     stage.move_to(PositionUm(70, 50, 5))
@@ -69,7 +69,7 @@ def test_after_a_line_no_pulse_falls(flight):
 
 def test_a_frame_that_was_lost_is_named(flight):
     stage, by_wave, pulses = flight
-    flown = fly(stage, LINE, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+    flown = fly(stage, LINE, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
     wait_for(pulses, LINE.count)
     frames_s = [t_ns / 1e9 for t_ns, _ in pulses]
     del frames_s[2]
@@ -82,7 +82,16 @@ def test_a_line_that_leaves_the_travel_is_refused_before_anything_moves(flight):
     before = stage.simulator.pose_um()
     line = FlyLine(PositionUm(97, 50, 5), 0, 1.0, 3, 100.0, 0.001)
     with pytest.raises(OutOfRangeError, match="outside the limits"):
-        fly(stage, line, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+        fly(stage, line, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
+    assert stage.simulator.pose_um() == before
+
+
+@pytest.mark.parametrize("broken", [{"blur_um": 0.1}, {"noise_pp_um": 0.5}, {"frame_time_s": 0.02}])
+def test_a_line_that_would_smear_or_lose_pulses_is_refused_before_anything_moves(flight, broken):
+    stage, by_wave, _ = flight
+    before = stage.simulator.pose_um()
+    with pytest.raises(OutOfRangeError):
+        fly(stage, LINE, TriggerOutput(stage), **{**KEEPS, **broken}, by_wave=by_wave)
     assert stage.simulator.pose_um() == before
 
 
@@ -90,7 +99,7 @@ def test_a_line_that_goes_wrong_leaves_no_pulses_and_no_slow_stage_behind(flight
     stage, by_wave, pulses = flight
     stage.simulator.faults.inject("garbage", only="#9" if by_wave else "#5", after=0 if by_wave else 2)
     with pytest.raises(FirmwareError):
-        fly(stage, LINE, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+        fly(stage, LINE, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
     stage.simulator.faults.clear()
     assert stage.velocity_um_s() == (2000, 2000, 2000)
     count = len(pulses)
@@ -101,12 +110,12 @@ def test_a_line_that_goes_wrong_leaves_no_pulses_and_no_slow_stage_behind(flight
 
 def test_an_e517_flies_by_its_wave_generator_only():
     with open_stage("sim:e517") as stage, pytest.raises(RefusedError, match="wave generator"):
-        fly(stage, LINE, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM)
+        fly(stage, LINE, TriggerOutput(stage), **KEEPS)
 
 
 def test_a_pulled_cable_ends_a_line(flight):
     stage, by_wave, _ = flight
     stage.simulator.faults.inject("unplug", only="DRR?")
     with pytest.raises(LinkError):
-        fly(stage, LINE, TriggerOutput(stage), noise_pp_um=NOISE_PP_UM, by_wave=by_wave)
+        fly(stage, LINE, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
     assert not stage.ready

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firmware_bridge.errors import OutOfRangeError
-from firmware_bridge.lines import FlyLine, Wave, raster
+from firmware_bridge.lines import FlyLine, Wave, offsets_um, raster
 from firmware_bridge.position import PositionUm
 
 LINE = FlyLine(PositionUm(20, 50, 5), axis=0, step_um=2.0, count=5, velocity_um_s=100.0, exposure_s=0.002)
@@ -88,6 +88,26 @@ def test_a_meander_exposes_the_same_tiles_on_its_way_back_and_needs_calibrated_o
     tiles_there = [at + ahead - 0.01 for at in there.pulses_um]
     tiles_back = [at - ahead + 0.02 for at in back.pulses_um]
     assert tiles_there == pytest.approx(sorted(tiles_back))
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.0004])
+def test_with_calibrated_offsets_both_directions_of_a_meander_meet_although_the_camera_is_late(late_s):
+    def exposed(line):
+        """Where the tiles are, with a camera that begins so late."""
+        ahead_um = line.direction * line.velocity_um_s * (late_s + line.exposure_s / 2)
+        return sorted(at_um + ahead_um for at_um in line.pulses_um)
+
+    there, back = raster(LINE, lines=2, pitch_um=0, meander=True, offset_um=(0, 0))
+    shift_um = exposed(back)[0] - exposed(there)[0]
+    assert shift_um == pytest.approx(-2 * late_s * LINE.velocity_um_s)
+    there, back = raster(LINE, lines=2, pitch_um=0, meander=True, offset_um=offsets_um(shift_um))
+    assert exposed(there) == pytest.approx(exposed(back))
+    assert exposed(there)[0] == pytest.approx(LINE.first_um.x)
+
+
+def test_a_calibration_that_is_no_number_is_refused():
+    with pytest.raises(OutOfRangeError, match="measured"):
+        offsets_um(math.nan)
 
 
 @pytest.mark.parametrize("wrong", [{"lines": 0}, {"pitch_um": math.nan}])
