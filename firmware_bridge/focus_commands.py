@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar
 import click
 
 from .adc import ADS1115, MCP3008, Mcp3008OnPi
-from .approach import approach
+from .approach import approach, retract
 from .axis import FocusGuard
 from .contact import ContactMonitor, ContactReader, Thresholds
 from .errors import OutOfRangeError, RefusedError
@@ -256,6 +256,7 @@ def contact_approach(
         instrument.interlock.arm(by=by)
         found = approach(instrument.stage, instrument.monitor, instrument.interlock, step_um=step_um)
         _hold(instrument.monitor, instrument.interlock, hold_s)
+        retract(instrument.stage, instrument.interlock)
     _print(
         {
             "simulated": simulated,
