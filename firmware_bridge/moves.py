@@ -247,7 +247,7 @@ class Mover:
         arrived_s: float | None = None
         suspected = too_early = False
         if slew_s is not None:
-            self._pause(min(slew_s + self._settling.wait_s, timeout_s), last_stop)
+            self.pause(min(slew_s + self._settling.wait_s, timeout_s), last_stop)
         while True:
             self._check_stopped(last_stop)
             looked_s = self._clock()
@@ -268,7 +268,7 @@ class Mover:
                 if open_loops:
                     raise self._servo_lost(open_loops)
             self._check_before(deadline_s, target_um, timeout_s)
-            self._pause(POLL_S, last_stop)
+            self.pause(POLL_S, last_stop)
 
     def _agree(self, readings_um: Sequence[PositionUm], target_um: PositionUm) -> bool:
         apart_um = distance_um(readings_um[0], readings_um[-1])
@@ -292,7 +292,8 @@ class Mover:
                 f"it was at {here_um} and is stopped now; check servo, load and velocity"
             )
 
-    def _pause(self, seconds: float, last_stop: object) -> None:
+    def pause(self, seconds: float, last_stop: object) -> None:
+        """Wait, or raise StoppedError soon after a stop."""
         end_s = self._clock() + seconds
         while (left_s := end_s - self._clock()) > 0:
             self._sleep(min(left_s, LONGEST_PAUSE_S))

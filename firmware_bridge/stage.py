@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# A move that was stopped has to notice before another can begin.
+PATIENCE_S = 5.0
+
 
 class PztStage:
     """A three-axis piezo stage behind a PI controller. `open_stage` makes one.
@@ -74,7 +77,7 @@ class PztStage:
         self.simulated = self.simulator is not None or "SIMULATED" in self.identity
         self._wanted_limits_um, self._max_step_um, self._z_sign = limits_um, max_step_um, z_sign
         self._wanted_velocity_um_s: float | None = None
-        self._clock, self._sleep = clock, sleep
+        self._clock = clock
         self._mover = Mover(controller, rest, self.guard, clock=clock, sleep=sleep)
         self._read_all()
         # A closed servo says that it is; behind channels that may still be offline that is not enough.
@@ -140,17 +143,20 @@ class PztStage:
             A duration or number that makes no sense.
         RefusedError
             A move is under way.
+        StoppedError
+            `stop` was called meanwhile.
         LinkError
             The link failed.
         """
         with self._mover.alone():
+            last_stop = self._mover.last_stop
             return watch(
                 self.position_um,
                 self.target_um(),
                 duration_s=duration_s,
                 samples=samples,
                 clock=self._clock,
-                sleep=self._sleep,
+                sleep=lambda wait_s: self._mover.pause(wait_s, last_stop),
             )
 
     # -- what it is told ----------------------------------------------------------------------------------------------
@@ -183,14 +189,15 @@ class PztStage:
             The link failed.
         """
         self.guard.check_servo()
-        before_um = self.position_um()
-        self._clear_error()
-        self._mover.ask(self.controller.close_loops)
-        if self._wanted_velocity_um_s is not None:  # a controller that was off has forgotten it
-            self.set_velocity(velocity_um_s=self._wanted_velocity_um_s)
-        self._mover.forget()
-        self._mover.ready = True
-        log.info("servo on; was at %s, is at %s", before_um, self.position_um())
+        with self._mover.alone(wait_s=PATIENCE_S):
+            before_um = self.position_um()
+            self._clear_error()
+            self._mover.ask(self.controller.close_loops)
+            if self._wanted_velocity_um_s is not None:  # a controller that was off has forgotten it
+                self.set_velocity(velocity_um_s=self._wanted_velocity_um_s)
+            self._mover.forget()
+            self._mover.ready = True
+            log.info("servo on; was at %s, is at %s", before_um, self.position_um())
 
     def move_to(
         self, target_um: PositionUm, *, timeout_s: float = 5.0, unless: threading.Event | None = None
@@ -249,7 +256,7 @@ class PztStage:
         self.stop()
         if not self.ready:
             return
-        with self._mover.alone(wait_s=5.0):  # the move that was stopped just now has to notice
+        with self._mover.alone(wait_s=PATIENCE_S):
             last_stop = self._mover.last_stop
             away_um = self.limits_um.low if self._z_sign > 0 else self.limits_um.high
             target_um = self._mover.here_um()._replace(z=away_um.z)

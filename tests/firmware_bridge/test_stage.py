@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import math
+import threading
+import time
 
 import pytest
 import serial
@@ -17,6 +19,7 @@ from firmware_bridge.errors import (
     ProtocolError,
     RefusedError,
     ServoLostError,
+    StoppedError,
 )
 from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
 from firmware_bridge.simulator import Simulator, serve_pty, serve_tcp
@@ -182,6 +185,26 @@ def test_a_stage_at_rest_is_said_to_be_so():
         assert all(0.003 < pp < 0.009 for pp in drift.noise_pp_um)
         with pytest.raises(OutOfRangeError, match="3 or more"):
             stage.drift_um(samples=2)
+
+
+def test_who_watches_a_stage_at_rest_does_not_keep_it_from_parking():
+    with open_stage("sim:", velocity_um_s=5000) as stage:
+        ends = []
+
+        def watch():
+            try:
+                stage.drift_um(duration_s=60, samples=3)
+            except StoppedError as exc:
+                ends.append(exc)
+
+        watching = threading.Thread(target=watch, name="watches")
+        watching.start()
+        while not stage._mover._lock.locked():
+            time.sleep(0.001)
+        stage.park()
+        watching.join(5)
+        assert len(ends) == 1
+        assert stage.position_um().z == pytest.approx(0, abs=NEAR_UM)
 
 
 # -- bad input: refused with what to do, and not a byte sent ---------------------------------------------------------
