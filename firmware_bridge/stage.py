@@ -148,8 +148,8 @@ class PztStage:
         LinkError
             The link failed.
         """
+        last_stop = self._mover.last_stop  # before the turn is taken: whoever stops waits for this one to end
         with self._mover.alone():
-            last_stop = self._mover.last_stop
             return watch(
                 self.position_um,
                 self.target_um(),
