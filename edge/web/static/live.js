@@ -97,6 +97,7 @@ export const stale = () => status?.state === "LIVE" && frame.hasAttribute("data-
 function cover() {
   const cut = lost(status);
   const worst = status.problems.find((problem) => problem.severity === "fault");
+  const latched = status.problems.some((problem) => problem.key === "interlock"); // then a start would be refused
   const start = { button: "Start live", job: "start" };
   if (!cut && status.state === "IDLE") {
     if (status.camera === null) return { kind: "none", icon: "cam", big: "STARTING", why: "The instrument is being opened.", act: "" };
@@ -109,7 +110,7 @@ function cover() {
   const big = age === null ? (cut ? "NO LINK" : isRunning() ? "NO FRAME YET" : "NO IMAGE") : `LAST FRAME ${duration(Math.max(0, age))} AGO`;
   const about = { kind, icon: age === null ? "cam" : "clock", big };
   if (cut) return { ...about, why: cut, act: "It tries again by itself. What the page shows may no longer be true." };
-  if (worst) return { ...about, why: worst.title, act: worst.what_to_do, ...(isRunning() ? {} : start) };
+  if (worst) return { ...about, why: worst.title, act: worst.what_to_do, ...(isRunning() || latched ? {} : start) };
   const { frames, dropped } = status.flow;
   const why = refusal() ?? `Frames received ${grouped(frames)}, dropped ${grouped(dropped)}.`;
   if (status.state === "SCANNING") return { ...about, why, act: "The scan waits for its next tile." };

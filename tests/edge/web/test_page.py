@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edge.errors import BusyError, CameraError
-from edge.status import BuildStatus, CandidateStatus, Problem, RunState, ScanStatus
+from edge.status import BuildStatus, CandidateStatus, InterlockStatus, Problem, RunState, ScanStatus
 from edge.web import PageServer
 
 if TYPE_CHECKING:
@@ -27,6 +27,22 @@ PROBLEM = Problem(
     what_to_do="No frame came within 5.0 s. Check the camera and its cable.",
     since_utc="2026-01-01T14:26:00+00:00",
 )
+OVERLOADED = Problem(
+    key="interlock",
+    severity="fault",
+    title="The interlock stopped the stage",
+    what_to_do="Contact overload: 2.604 V, 2 samples in a row. The stage was told to stop and to retract, and nothing "
+    "moves any more. Look at sphere and sample, then reset.",
+    since_utc="2026-01-01T14:31:00+00:00",
+)
+LATCHED: dict[str, Any] = {
+    "state": RunState.FAULT,
+    "note": "see Health",
+    "problems": (OVERLOADED,),
+    "interlock": InterlockStatus(
+        state="fault", why="contact overload: 2.604 V", contact_v=1.004, set_point_v=1.2, contact_age_s=0.003
+    ),
+}
 SCAN = ScanStatus(name="scan1", tiles=144, done=57, missing=1, eta_s=361.0, folder="/data/scan1", complete=None)
 ENDED = SCAN.model_copy(update={"complete": False, "eta_s": None})
 
@@ -508,6 +524,7 @@ STATES: dict[str, dict[str, Any]] = {
     "scanning": {"state": RunState.SCANNING, "note": "tile 57 of 144", "scan": SCAN},
     "paused": {"state": RunState.PAUSED, "note": "disk nearly full", "problems": (PROBLEM,) * 3},
     "fault": {"state": RunState.FAULT, "note": "see Health", "problems": (PROBLEM,)},
+    "latched": {**LATCHED, "note": "latched"},
     "ended": {"scan": ENDED, "simulated": ()},
     "not started": {"state": RunState.FAULT, "note": "not started", "start_error": "No answer.", "stage": None},
 }
@@ -588,6 +605,52 @@ def test_stage_scan_and_health_read_as_the_status_says(box: Any, rhythm: Any, op
     box.publish(pixel_size_nm=None)
     wait_until(page, "document.getElementById('scale-text').textContent === 'pixel size unknown'")
     assert page.is_disabled("#o-field")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_a_latched_fault_is_reset_by_the_button_in_its_row_and_by_nothing_else(
+    box: Any, rhythm: Any, open_page: OpenPage, size: tuple[int, int]
+) -> None:
+    box.publish(problems=(PROBLEM,))
+    page = open_page(size)
+    page.click("#bell")
+    wait_until(page, "document.querySelectorAll('#probs li').length === 1")
+    assert page.locator("#probs button").count() == 0
+    box.publish(**LATCHED)
+    page.wait_for_selector("text=Reset after looking at the sphere")
+    assert not page.is_visible("#veil-btn")  # a start would be refused
+    page.click("text=Reset after looking at the sphere")
+    wait_calls(page, box, ["reset"])
+    wait_until(page, "document.getElementById('plate').textContent.startsWith('The fault is reset')")
+    wait_until(page, "document.querySelector('#probs li').textContent === 'No problems'")
+
+
+def test_a_reset_that_is_refused_says_why(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    box.publish(**LATCHED)
+    page = open_page()
+    box.refuses = BusyError("Not reset: the contact is still overloaded: lift the sphere, then reset.")
+    page.click("text=Reset after looking at the sphere")
+    wait_until(page, "document.getElementById('plate').textContent.includes('still overloaded')")
+    assert page.is_visible("text=Reset after looking at the sphere")
+
+
+def test_the_row_of_the_interlock_tells_what_may_move_and_the_contact(
+    box: Any, rhythm: Any, open_page: OpenPage
+) -> None:
+    page = open_page()
+    rows = {
+        "armed · contact 1.002 V, set point 1.200 V": {},
+        "armed · contact – V, set point 1.200 V": {"contact_age_s": 3.0},
+        "disarmed · no contact sensor": {"state": "disarmed", "contact_v": None, "set_point_v": None},
+        "fault · contact 1.002 V, set point 1.200 V": {"state": "fault", "why": "overload"},
+    }
+    interlock = box.board.status().interlock
+    for words, changes in rows.items():
+        box.publish(interlock=interlock.model_copy(update=changes))
+        wait_until(page, f"document.getElementById('guard-text').textContent === '{words}'")
+    assert page.get_attribute("#guard", "title") == "overload"
+    box.publish(interlock=None)
+    wait_until(page, "document.getElementById('guard-text').textContent === '–'")
 
 
 def test_the_form_starts_a_scan_and_gives_way_to_its_progress(box: Any, rhythm: Any, open_page: OpenPage) -> None:
