@@ -4,6 +4,9 @@ The simulated controller is a process of its own behind a pty whose speed is a s
 of small steps is what a scan does: command, wait until at rest, measure. PIPython runs in `.venv-peers` (`make
 bench-peers`) as a process of its own, once as its documentation says (`moveandwait`), once as a loop written by hand
 (MOV, ONT? until on target, POS?). Ours measures x, y and z, twice by default; its peers x and y, once.
+
+`without_settling` has a controller that says on target as soon as the set point has arrived, while the stage is still
+4 ms behind. Ours believes no position further than its tolerance from the target and looks again; its peers take it.
 """
 
 from __future__ import annotations
