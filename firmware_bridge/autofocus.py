@@ -158,7 +158,8 @@ def autofocus(
         search.require_peak(coarse)
         search.move(min(high_um, peak_um + step_um + backlash_um))
         fine = search.sweep(np.linspace(min(high_um, peak_um + step_um), max(low_um, peak_um - step_um), FINE_POINTS))
-        best_um = search.vertex(fine)
+        search.require_peak(coarse)  # again, with a better knowledge of the noise
+        best_um = search.vertex(fine, floor=min(value for _, value in coarse))
         search.move(min(high_um, best_um + step_um + backlash_um))
         position_um = search.move(best_um)
         value = search.value()
@@ -251,7 +252,9 @@ class _Search:
         values = [value for _, value in curve]
         floor, top = min(values), max(values)
         half = floor + (top - floor) / 2
-        return max(values[-2:]) < half and values[0] < half and self._stands_out(top - max(values[0], values[-1]), top)
+        # So few values say little about the noise: a maximum has to stand out twice as far as after a whole sweep.
+        stands_out = self._stands_out((top - max(values[0], values[-1])) / 2, top)
+        return max(values[-2:]) < half and values[0] < half and stands_out
 
     def _stands_out(self, height: float, top: float) -> bool:
         return height > max(SIGMAS * self.sigma(), SHARE * abs(top))
@@ -265,12 +268,12 @@ class _Search:
                 "nothing to focus on, or the range does not hold the focus"
             )
 
-    def vertex(self, curve: Curve) -> float:
-        """Where a parabola through the upper half of the curve is highest."""
+    def vertex(self, curve: Curve, *, floor: float) -> float:
+        """Where a parabola through the upper half of the peak, which stands on `floor`, is highest."""
         positions, values = np.array(curve).T
-        upper = values >= values.max() - _height(curve) / 2
+        upper = values >= (values.max() + floor) / 2
         if upper.sum() < 3:
-            upper = np.argsort(values) >= len(values) - 3
+            upper = values >= np.sort(values)[-3]
         centre_um = positions[upper].mean()  # or the squares drown the difference
         a, b, _ = np.polyfit(positions[upper] - centre_um, values[upper], 2)
         best_um = float(centre_um - b / (2 * a)) if a < 0 else math.nan

@@ -131,6 +131,28 @@ def test_the_focus_is_found_on_noisy_images_under_a_vignette(focus_um):
     assert Stage(focus_um=focus_um).find(step_um=0.5).position_um == pytest.approx(focus_um, abs=0.15)
 
 
+@pytest.mark.parametrize("width_um", [0.1, 0.15, 0.3])
+def test_a_curve_narrower_than_the_fine_steps_is_found_where_it_is(width_um):
+    stage = Stage(lambda z: math.exp(-(((z - 5.02) / width_um) ** 2)))
+    assert stage.find().position_um == pytest.approx(5.02, abs=0.1)
+
+
+def test_the_sweep_reaches_from_bound_to_bound_in_steps_that_are_no_larger_than_wanted():
+    stage = Stage(lambda z: -z)
+    with pytest.raises(RefusedError):
+        stage.find(step_um=0.7)
+    sweep = stage.visited[:-1]  # then it goes back up
+    assert (sweep[0], sweep[-1]) == (10.0, 0.0)
+    assert max(a - b for a, b in itertools.pairwise(sweep)) <= 0.7 + 1e-9
+
+
+def test_the_guard_is_asked_before_each_move_and_each_image():
+    stage = Stage(lambda z: math.exp(-((z - 5.0) ** 2)))
+    asked = []
+    stage.find(check=lambda: asked.append(1))
+    assert len(asked) == len(stage.visited) + stage.count
+
+
 def test_it_comes_from_above_and_goes_no_nearer_than_it_must():
     stage = Stage(lambda z: math.exp(-((z - 8.0) ** 2)))
     stage.find(step_um=0.5)

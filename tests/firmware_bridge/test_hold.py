@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 
@@ -123,9 +124,21 @@ def test_every_tile_of_a_scan_is_in_contact_within_20_nm(tilt, tiles, seed):
     assert bench.done == []
 
 
+def test_z_follows_no_faster_than_its_rate():
+    bench = Bench(PositionUm(40, 40, 6), tilt=(0.03, 0.0))
+    control = held(bench, rate_um_s=0.4, step_um=0.1)
+    moves: list[tuple[float, float]] = []
+    bench.on_move = lambda: moves.append((bench.now_s, bench.at_um.z))
+    hold_distance(bench, bench.monitor, control, PositionUm(45, 40, 0), tolerance_v=0.02)
+    assert len(moves) > 10
+    for (before_s, before_um), (after_s, after_um) in itertools.pairwise(moves):
+        assert abs(after_um - before_um) <= 0.4 * (after_s - before_s) + 1e-9
+
+
 def test_a_scan_ends_retracted():
     bench = Bench()
     stage = scanned(bench)
+    assert stage.limits_um == bench.limits_um
     stage.park()
     assert bench.at_um.z == 0.0
     assert bench.interlock.state is State.ARMED
