@@ -294,7 +294,8 @@ class Daemon:
 
     def _lose_stage(self, error: FirmwareError) -> None:
         """A fault until a person starts again, which opens the stage anew: where it is, nobody knows."""
-        self._problems.put("stage", Notice("The stage does not answer", f"{error} Then start again."))
+        words = f"{str(error).rstrip('.')}. Lift the sphere, then start again."
+        self._problems.put("stage", Notice("The stage does not answer", words))
         if self._stage is not None:
             self._stage = self._stage.model_copy(update={"on_target": None, "error": str(error)})
         if self.job is not None:

@@ -293,3 +293,31 @@ def test_a_simulated_contact_needs_a_simulated_stage(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(motion, "open_stage", open_other)
     with pytest.raises(ConfigError, match="simulated stage only"), open_motion(Config(contact=CONTACT)):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["dead", "unplug", "servo_off", "reboot"])
+def test_a_controller_that_is_lost_in_a_scan_ends_it_and_the_next_start_opens_it_anew(
+    make: Make, tmp_path: Path, fault: str
+) -> None:
+    daemon = make(contact={}, focus={})
+    scan_until(daemon, tmp_path / "scan", tiles=2)
+    stage, interlock = daemon.instrument.stage, daemon.instrument.motion.interlock
+    stage.simulator.faults.inject(fault)
+    beat_until_ended(daemon)
+    wait_for(lambda: daemon.beat() or interlock.state in (State.DISARMED, State.FAULT))
+    daemon.beat()
+    assert len(json.loads((tmp_path / "scan" / "scan.json").read_text())["tiles"]) >= 2
+    status = daemon.board.status()
+    assert status.state is RunState.FAULT
+    (told,) = [problem.what_to_do for problem in status.problems if problem.key == "stage"]
+    assert told.endswith(". Lift the sphere, then start again.")
+    if interlock.state is State.FAULT:
+        with pytest.raises(BusyError, match="latched"):
+            daemon.start_live()
+        daemon.reset(by="a tester")
+    daemon.start_scan_of(region_um=(6, 6), overlap=0.15)
+    daemon.wait(until_job_ends=True)
+    assert daemon.job.recorder.complete
+    assert daemon.instrument.stage is not stage
+    assert daemon.board.status().problems == ()
