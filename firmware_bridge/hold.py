@@ -169,7 +169,7 @@ class HeldStage:
         Engaged, with a contact monitor that runs.
     control : DistanceControl
         How z follows.
-    tolerance_v, lateral_step_um : float
+    tolerance_v, lateral_step_um, clock
         See `hold_distance`.
 
     Attributes
@@ -187,10 +187,11 @@ class HeldStage:
         *,
         tolerance_v: float,
         lateral_step_um: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits_um = stage.limits_um
         self._stage, self._signal, self._interlock, self._control = stage, signal, interlock, control
-        self._tolerance_v, self._lateral_step_um = tolerance_v, lateral_step_um
+        self._tolerance_v, self._lateral_step_um, self._clock = tolerance_v, lateral_step_um, clock
 
     def position_um(self) -> PositionUm:
         """Measured."""
@@ -213,6 +214,7 @@ class HeldStage:
             lateral_step_um=self._lateral_step_um,
             timeout_s=timeout_s,
             unless=unless,
+            clock=self._clock,
         )
 
     def park(self) -> None:

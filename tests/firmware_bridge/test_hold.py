@@ -28,7 +28,9 @@ def test_the_distance_is_held_over_a_tilted_drifting_sample(tilt):
     bench = Bench(PositionUm(40, 40, 6), tilt=tilt, drift_nm_per_s=2.0)
     control = held(bench)
     for x_um, y_um in [(50, 40), (60, 40), (60, 50), (50, 50), (40, 50)]:
-        at_um = hold_distance(bench, bench.monitor, control, PositionUm(x_um, y_um, 0), tolerance_v=0.04)
+        at_um = hold_distance(
+            bench, bench.monitor, control, PositionUm(x_um, y_um, 0), tolerance_v=0.04, clock=lambda: bench.now_s
+        )
         assert at_um[:2] == (x_um, y_um)
         assert abs(error_nm(bench)) <= 20
     assert bench.interlock.state is State.ENGAGED
@@ -104,10 +106,10 @@ def test_a_broken_link_during_a_hold_reaches_the_caller():
 
 
 def scanned(bench: Bench) -> HeldStage:
-    return HeldStage(bench, bench.monitor, bench.interlock, held(bench), tolerance_v=0.04)
+    return HeldStage(bench, bench.monitor, bench.interlock, held(bench), tolerance_v=0.04, clock=lambda: bench.now_s)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.tuples(st.floats(-0.02, 0.02), st.floats(-0.02, 0.02)),
     st.lists(st.tuples(st.floats(40, 60), st.floats(40, 60)), min_size=1, max_size=4),
@@ -129,7 +131,7 @@ def test_z_follows_no_faster_than_its_rate():
     control = held(bench, rate_um_s=0.4, step_um=0.1)
     moves: list[tuple[float, float]] = []
     bench.on_move = lambda: moves.append((bench.now_s, bench.at_um.z))
-    hold_distance(bench, bench.monitor, control, PositionUm(45, 40, 0), tolerance_v=0.02)
+    hold_distance(bench, bench.monitor, control, PositionUm(45, 40, 0), tolerance_v=0.02, clock=lambda: bench.now_s)
     assert len(moves) > 10
     for (before_s, before_um), (after_s, after_um) in itertools.pairwise(moves):
         assert abs(after_um - before_um) <= 0.4 * (after_s - before_s) + 1e-9
