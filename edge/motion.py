@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 from edge.config import Config, ContactConfig, FocusConfig
 from edge.errors import BusyError, ConfigError
@@ -20,6 +21,8 @@ from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
 from firmware_bridge.safety import Interlock, Rules, State
 
 ANYWHERE = Box(PositionUm(*[-math.inf] * 3), PositionUm(*[math.inf] * 3))  # the stage itself keeps its limits
+SPHERE_ABOVE_UM = 2.0
+"""How far the simulated sphere is from the sample as the stage is opened."""
 
 
 class Motion:
@@ -240,7 +243,7 @@ def _open_focus(focus: FocusConfig, interlock: Interlock, closing: contextlib.Ex
     )
 
 
-def _open_reader(contact: ContactConfig, stage: PztStage, z_sign: int) -> ContactReader:
+def _open_reader(contact: ContactConfig, stage: PztStage, z_sign: Literal[1, -1]) -> ContactReader:
     if contact.driver == "ads1115":
         return ADS1115.open(
             bus=1 if contact.bus is None else contact.bus, channel=contact.channel, address=contact.address
@@ -253,4 +256,5 @@ def _open_reader(contact: ContactConfig, stage: PztStage, z_sign: int) -> Contac
 
     if stage.simulator is None:
         raise ConfigError('[contact] driver = "simulated" works with a simulated stage only.')
-    return SimulatedCantilever(stage.simulator.pose_um, z_sign=1 if z_sign > 0 else -1)
+    touch_z_um = stage.position_um().z + SPHERE_ABOVE_UM * z_sign
+    return SimulatedCantilever(stage.simulator.pose_um, touch_z_um=touch_z_um, z_sign=z_sign)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +322,30 @@ def test_a_controller_that_is_lost_in_a_scan_ends_it_and_the_next_start_opens_it
     assert daemon.job.recorder.complete
     assert daemon.instrument.stage is not stage
     assert daemon.board.status().problems == ()
+
+
+def test_a_contact_that_is_overloaded_at_the_start_is_a_fault_on_the_page_and_reset_there(
+    make: Make, monkeypatch: pytest.MonkeyPatch, sensors: list[Any]
+) -> None:
+    monkeypatch.setattr(cantilever, "SimulatedCantilever", partial(cantilever.SimulatedCantilever, baseline_v=2.6))
+    daemon = make(focus={})
+    daemon.open()
+    daemon.beat()
+    status = daemon.board.status()
+    assert (status.start_error, status.interlock.state, status.state) == (None, "fault", RunState.FAULT)
+    assert [problem.key for problem in status.problems] == ["interlock"]
+    assert not daemon.instrument.stage.ready
+    monkeypatch.setattr(sensors[0], "read_v", lambda: 1.0)
+    wait_for(lambda: daemon.instrument.motion.status().contact_v == 1.0)
+    daemon.reset(by="a tester")
+    daemon.start_live(frames=1)
+    daemon.wait(until_job_ends=True)
+    assert daemon.board.status().interlock.state == "armed"
+
+
+@pytest.mark.parametrize("z_sign", [1, -1])
+def test_the_simulated_sphere_is_on_the_side_that_the_sign_of_z_says(sensors: list[Any], z_sign: int) -> None:
+    with open_motion(Config.model_validate({"contact": CONTACT, "stage": {"z_sign": z_sign}})) as moving:
+        moving.arm()
+        assert moving.interlock.state is State.ARMED
+        assert sensors[0].indentation_nm() == pytest.approx(-2000, abs=50)
