@@ -54,7 +54,7 @@ class Motion:
         if config.stage.enable_servo:
             self._armed_by = "[stage] enable_servo of the configuration"
         elif config.stage.enable_servo is None and guarded.stage.simulated:
-            self._armed_by = "nobody: the stage is simulated"
+            self._armed_by = "the simulated stage"
 
     def arm(self) -> None:
         """Close the servo and allow moves, where the stage is simulated or the configuration's enable_servo says so.
@@ -159,9 +159,14 @@ class Motion:
         lost = state is State.DISARMED and self.interlock.why is not None
         if lost and "stage" not in problems:
             problems.put("stage", Notice("The stage is disarmed", f"{why}. Lift the sphere, then start again."))
+        servo = (
+            ""
+            if self.stage.ready
+            else " Lift the sphere: the servo is open, and may let the stage jump when it closes."
+        )
         words = (
-            f"{why}. The stage was told to stop and to retract, and nothing moves any more. Look at sphere and sample, "
-            "then reset."
+            f"{why}. The stage was told to stop and to retract, and nothing moves any more.{servo} Look at sphere and "
+            "sample, then reset."
         )
         latched = state is State.FAULT
         problems.put("interlock", Notice("The interlock stopped the stage", words) if latched else None)

@@ -131,6 +131,7 @@ def test_an_overload_in_a_scan_ends_it_retracts_and_is_latched_until_a_person_re
     assert (status.state, status.interlock.state) == (RunState.FAULT, "fault")
     assert [problem.key for problem in status.problems] == ["interlock"]
     assert "Contact overload: 2." in status.problems[0].what_to_do
+    assert "servo" not in status.problems[0].what_to_do
     for start in (daemon.start_live, lambda: daemon.start_scan_of(region_um=(6, 6), overlap=0.15)):
         with pytest.raises(BusyError, match="latched"):
             start()
@@ -335,6 +336,7 @@ def test_a_contact_that_is_overloaded_at_the_start_is_a_fault_on_the_page_and_re
     assert (status.start_error, status.interlock.state, status.state) == (None, "fault", RunState.FAULT)
     assert [problem.key for problem in status.problems] == ["interlock"]
     assert not daemon.instrument.stage.ready
+    assert "Lift the sphere: the servo is open" in status.problems[0].what_to_do
     monkeypatch.setattr(sensors[0], "read_v", lambda: 1.0)
     wait_for(lambda: daemon.instrument.motion.status().contact_v == 1.0)
     daemon.reset(by="a tester")
