@@ -143,8 +143,10 @@ class Controller:
         if code:
             raise refusal(line, code)
 
-    def close_loops(self) -> None:
+    def close_loops(self, *, before_sending: Callable[[], None] | None = None) -> None:
         """Put the channels on line, switch velocity control on (E-517) and close the servo loops. Several exchanges.
+
+        What `before_sending` raises keeps back each of them.
 
         Raises
         ------
@@ -157,17 +159,20 @@ class Controller:
                 raise RefusedError(
                     f"the controller has {channels} piezo channels, expected {len(self.axes)}: wrong modules?"
                 )
-            self.set("ONL", dict.fromkeys(self._channels(), True))
+            self.set("ONL", dict.fromkeys(self._channels(), True), before_sending=before_sending)
         if self.profile.velocity_control:
-            self.set("VCO", dict.fromkeys(self.axes, True))
-        self.set("SVO", dict.fromkeys(self.axes, True))
+            self.set("VCO", dict.fromkeys(self.axes, True), before_sending=before_sending)
+        self.set("SVO", dict.fromkeys(self.axes, True), before_sending=before_sending)
         still_open = self.open_loops()
         if still_open:
             raise RefusedError(f"{still_open} although switched on: check the switches on the front panel")
 
-    def stop(self) -> None:
-        """Stop all axes and generators (#24), past any request that waits. The reply to it is the next `error`."""
-        self.link.interrupt()
+    def stop(self, then: bytes = b"", *, before_sending: Callable[[], None] | None = None) -> None:
+        """Stop all axes and generators (#24), past any request that waits, and go on as `Link.interrupt` says.
+
+        The reply to it is the next `error`.
+        """
+        self.link.interrupt(then, before_sending=before_sending)
 
     # -- the link -----------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,9 @@ class MotionGuard(Protocol):
     def check_move(self, here_um: PositionUm, target_um: PositionUm) -> None:
         """RefusedError keeps the move back."""
 
+    def check_velocity(self, velocity_um_s: float) -> None:
+        """RefusedError keeps the velocity from being set, and a wave of that velocity from being started."""
+
     def check_servo(self) -> None:
         """RefusedError keeps the servo from being closed, and the autozero from being started."""
 
@@ -28,6 +31,9 @@ class Unguarded:
 
     def check_move(self, here_um: PositionUm, target_um: PositionUm) -> None:
         """Anything may move."""
+
+    def check_velocity(self, velocity_um_s: float) -> None:
+        """As fast as the controller allows."""
 
     def check_servo(self) -> None:
         """At any time."""

@@ -150,22 +150,28 @@ class Link:
                 self._resync()
             try:
                 replies = self._exchange(request, len(parsers), before_sending)
-                return [parse(reply) for parse, reply in zip(parsers, replies, strict=True)]
+                values = [parse(reply) for parse, reply in zip(parsers, replies, strict=True)]
             except LinkTimeoutError as exc:
                 raise self._explain(request, exc) from exc
-            except ProtocolError:
-                self._in_step = False  # the next request gets in step first
-                raise
+            self._in_step = True
+            return values
 
-    def interrupt(self) -> None:
+    def interrupt(self, then: bytes = b"", *, before_sending: Callable[[], None] | None = None) -> None:
         """Send #24 (stop) at once, from any thread, past any request that waits for its reply. #24 has no reply.
+
+        Parameters
+        ----------
+        then : bytes
+            Commands without replies that follow in the same write: where to go instead.
+        before_sending : callable, optional
+            As in `ask_each`.
 
         Raises
         ------
         LinkError
             The port is gone: the stop was NOT sent.
         """
-        self._write(gcs.STOP)
+        self._write(gcs.STOP + then, before_sending)
 
     def close(self) -> None:
         """Close the port, once a request in another thread has had its reply or its time-out. Idempotent."""
@@ -179,11 +185,13 @@ class Link:
         if self._closed:
             raise LinkError(f"{self.name} is closed: open the stage again")
 
-    def _write(self, data: bytes, before_sending: Callable[[], None] | None = None) -> None:
+    def _write(self, data: bytes, before_sending: Callable[[], None] | None = None, *, replies: bool = False) -> None:
         with self._write_lock:
             if before_sending is not None:
                 before_sending()
             self._check_open()
+            if replies:  # out of step until they all came: a Ctrl-C may end the wait for them anywhere
+                self._in_step = False
             log.debug("%s < %r", self.name, data)
             try:
                 self._transport.write(data)
@@ -202,7 +210,7 @@ class Link:
             raise
 
     def _exchange(self, request: bytes, count: int = 1, before_sending: Callable[[], None] | None = None) -> list[str]:
-        self._write(request, before_sending)
+        self._write(request, before_sending, replies=True)
         # What still arrives, as a long reply over a slow wire does, may take its time: but not for ever.
         last = self._clock() + PATIENCE * self._timeout_s
         deadline = self._clock() + self._timeout_s
@@ -211,7 +219,6 @@ class Link:
             left_s = deadline - self._clock()
             data = self._read(left_s) if left_s > 0 else b""
             if not data:
-                self._in_step = False
                 raise LinkTimeoutError(
                     f"{self.name} did not answer {request!r} within {self._timeout_s:g} s "
                     f"(received {[*replies, self._reader.pending]})"
@@ -248,7 +255,7 @@ class Link:
 
     def _resync(self) -> None:
         self._drain()
-        self._write(gcs.query_line("*IDN?"))
+        self._write(gcs.query_line("*IDN?"), replies=True)
         deadline = self._clock() + self._timeout_s
         while (left_s := deadline - self._clock()) > 0:
             # The controller answers in order: whatever was late comes before this answer.
@@ -265,9 +272,9 @@ class Link:
         try:
             self._resync()
             code = gcs.parse_integer(self._exchange(gcs.query_line("ERR?"))[0])
+            self._in_step = True
         except LinkError as second:
             log.warning("%s: no way to ask for the reason: %s", self.name, second)
-            self._in_step = False
             return exc
         if code not in (0, gcs.STOPPED):  # a stop that was sent meanwhile is no reason to refuse a question
             return RefusedError(f"{self.name} refused {request!r}: {gcs.meaning(code)}", code=code)

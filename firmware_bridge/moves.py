@@ -108,11 +108,23 @@ class Mover:
         self._settling = Settling()
         self._lock = threading.Lock()
         self._last_stop = object()  # a new one with each stop: a move ends when it is not the one it began with
+        self._unread_stop: object = None  # the stop whose error 10 nobody has read yet
+        self._series = threading.local()
 
     @property
     def last_stop(self) -> object:
-        """To be taken before a move is decided on, and given to it."""
-        return self._last_stop
+        """To be taken before a move is decided on, and given to it. In a series, the one before its beginning."""
+        return getattr(self._series, "since", None) or self._last_stop
+
+    @contextmanager
+    def series(self, since: object = None) -> Iterator[object]:
+        """See PztStage.series."""
+        outer = getattr(self._series, "since", None)
+        self._series.since = since or self.last_stop
+        try:
+            yield self._series.since
+        finally:
+            self._series.since = outer
 
     @contextmanager
     def alone(self, *, wait_s: float = 0.0) -> Iterator[None]:
@@ -152,7 +164,11 @@ class Mover:
 
     def here_um(self) -> PositionUm:
         """Where the stage rests: known from its last move, or else measured."""
-        return self._rested_um or self.agreed("POS?", within_um=self._rest.noise_um)
+        return self._rested_um or self.resting_um()
+
+    def resting_um(self) -> PositionUm:
+        """Where the stage rests, measured."""
+        return self.agreed("POS?", within_um=self._rest.noise_um)
 
     def invalidate(self, why: str) -> None:
         """From now on nothing is known of position and contact, and nothing moves until the servo is closed again."""
@@ -164,15 +180,37 @@ class Mover:
         """Where the stage is has to be asked."""
         self._rested_um = self._held_um = None
 
-    def stop(self) -> None:
-        """Stop at once, from any thread."""
-        self._last_stop = object()
+    def stop(self) -> object:
+        """Stop at once, from any thread; which stop it was, for a move that comes after it."""
+        stop = self.halt()
+        self._read_stop()
+        return stop
+
+    def halt(self, then: bytes = b"") -> object:
+        """The bytes of a stop, and of commands behind it: waits for nobody, and asks nothing."""
+        stop = self._last_stop = self._unread_stop = object()
         self.forget()
-        self.controller.stop()
-        log.info("stop sent")
+        self.controller.stop(then)
+        log.info("stop sent%s", f", and {then!r}" if then else "")
+        return stop
+
+    def _read_stop(self) -> None:
+        # The error 10 of a stop is not to be taken for the answer to the next command.
+        stop = self._unread_stop
+        if stop is None:
+            return
         code = self.ask(self.controller.error)
+        if self._unread_stop is stop:
+            self._unread_stop = None
         if code not in (0, gcs.STOPPED):
             log.warning("after a stop the controller reports %s", gcs.meaning(code))
+
+    def _stop_own(self, last_stop: object) -> None:
+        # Of the move that failed: no stop to a series, and not sent where another stop came, which may go on (`halt`).
+        self.forget()
+        self.controller.stop(before_sending=lambda: self.check_stopped(last_stop))
+        self._unread_stop = object()
+        self._read_stop()
 
     def move(
         self, target_um: PositionUm, last_stop: object, timeout_s: float, *, only: slice = slice(None)
@@ -186,14 +224,16 @@ class Mover:
         command_um = command_um or {axis: wanted for axis, wanted, _ in axes}
         ways_um = [abs(wanted - held) for _, wanted, held in axes if held is not None]
         slew_s = max(ways_um) / self.slew_um_s if ways_um else None
+        self._read_stop()
         with self.stopping_on_errors(last_stop):
             self.ask(
-                lambda: self.controller.set("MOV", command_um, before_sending=lambda: self._check_stopped(last_stop))
+                lambda: self.controller.set("MOV", command_um, before_sending=lambda: self.check_stopped(last_stop))
             )
             self.began_s = self._clock()
             measured_um = self._settle(target_um, last_stop, timeout_s, slew_s)
-        if self._last_stop is last_stop:
-            self._rested_um, self._held_um = measured_um, target_um
+        self._rested_um, self._held_um = measured_um, target_um
+        if self._last_stop is not last_stop:  # looked at last: a stop forgets after it has become the last one
+            self.forget()
         return measured_um
 
     def run(
@@ -208,36 +248,39 @@ class Mover:
     ) -> None:
         """Send a command that moves the stage by itself, wait until it is done, and at rest. `alone` is held."""
         self.forget()
+        self._read_stop()
         with self.stopping_on_errors(last_stop):
-            self.ask(lambda: self.controller.command(start, before_sending=lambda: self._check_stopped(last_stop)))
+            self.ask(lambda: self.controller.command(start, before_sending=lambda: self.check_stopped(last_stop)))
             self.began_s = self._clock()
             deadline_s = self._clock() + timeout_s
             while not self.ask(done):
-                self._check_stopped(last_stop)
+                self.check_stopped(last_stop)
                 if self._clock() > deadline_s:
                     raise LinkTimeoutError(f"{what} is not over within {timeout_s:g} s: it is stopped now")
                 self._sleep(POLL_S)
-            self._check_stopped(last_stop)
+            self.check_stopped(last_stop)
             if ends_um is not None:
                 self._settle(ends_um, last_stop, timeout_s, None)
 
     @contextmanager
     def stopping_on_errors(self, last_stop: object) -> Iterator[None]:
-        """Whatever goes wrong after a motion was commanded, the stage is stopped before the caller hears of it."""
+        """Whatever goes wrong after a motion was commanded, the stage is stopped before the caller hears of it.
+
+        Also a Ctrl-C. Where somebody else stopped it meanwhile, it is not stopped again.
+        """
         try:
             yield
-        except StoppedError:
-            raise
         except RefusedError as exc:
-            self._check_stopped(last_stop)
-            self.stop()  # the error may have been another's or one digit off, and the stage moving all the same
+            self._stop_own(last_stop)  # the error may have been another's or one digit off, and the stage moving
             open_loops = self.ask(self.controller.open_loops) if exc.code == gcs.SERVO_OFF else ""
             if open_loops:
                 raise self._servo_lost(open_loops) from exc
             raise
-        except LinkError:
+        except BaseException:
             try:
-                self.stop()
+                self._stop_own(last_stop)
+            except StoppedError as exc:
+                log.info("%s", exc)
             except LinkError as exc:
                 log.error("the stage could not be stopped, and may be moving: %s", exc)
             raise
@@ -249,7 +292,7 @@ class Mover:
         if slew_s is not None:
             self.pause(min(slew_s + self._settling.wait_s, timeout_s), last_stop)
         while True:
-            self._check_stopped(last_stop)
+            self.check_stopped(last_stop)
             looked_s = self._clock()
             seen = self.ask(lambda: self.controller.look(self._rest.readings))
             if arrived_s is None and not seen.moving:
@@ -257,7 +300,7 @@ class Mover:
                 deadline_s = min(deadline_s, arrived_s + self._rest.timeout_s)
             rests = seen.on_target and not seen.moving
             if rests and self._agree(seen.positions_um, target_um):
-                self._check_stopped(last_stop)
+                self.check_stopped(last_stop)
                 if slew_s is not None:  # else it is not known what was slew
                     self._settling.learn(too_early=too_early)
                 return seen.positions_um[-1]
@@ -297,9 +340,10 @@ class Mover:
         end_s = self._clock() + seconds
         while (left_s := end_s - self._clock()) > 0:
             self._sleep(min(left_s, LONGEST_PAUSE_S))
-            self._check_stopped(last_stop)
+            self.check_stopped(last_stop)
 
-    def _check_stopped(self, last_stop: object) -> None:
+    def check_stopped(self, last_stop: object) -> None:
+        """Raise StoppedError if there was a stop since."""
         if self._last_stop is not last_stop:
             raise StoppedError("the move was stopped; the stage holds where it came to rest", code=gcs.STOPPED)
 

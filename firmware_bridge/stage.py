@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeVar
 
 from . import gcs
@@ -111,6 +112,10 @@ class PztStage:
         """The controller's target, read until two readings are the same. Errors as in `position_um`."""
         return self._mover.agreed("MOV?")
 
+    def rest_um(self) -> PositionUm:
+        """Where the stage rests: read until two readings are the same within the noise. Errors as in `position_um`."""
+        return self._mover.resting_um()
+
     def velocity_um_s(self) -> PositionUm:
         """The velocities of the axes, read until two readings are the same. Errors as in `position_um`."""
         return self._mover.agreed("VEL?")
@@ -167,12 +172,13 @@ class PztStage:
         Raises
         ------
         OutOfRangeError
-            Not a positive number, or more than the controller allows.
+            Not a positive number, or more than the interlock or the controller allows.
         LinkError
             The link failed.
         """
         if not (math.isfinite(velocity_um_s) and velocity_um_s > 0):
             raise OutOfRangeError(f"a velocity of {velocity_um_s} um/s: expected a positive number")
+        self.guard.check_velocity(velocity_um_s)
         self._mover.ask(lambda: self.controller.set("VEL", dict.fromkeys(self.profile.axes, velocity_um_s)))
         self._wanted_velocity_um_s = self._mover.slew_um_s = velocity_um_s
 
@@ -185,17 +191,23 @@ class PztStage:
         ------
         RefusedError
             The interlock or the controller refused, or a servo is still open.
+        StoppedError
+            `stop` was called meanwhile, or since the `series` began.
         LinkError
             The link failed.
         """
+        last_stop = self._mover.last_stop
         self.guard.check_servo()
         with self._mover.alone(wait_s=PATIENCE_S):
             before_um = self.position_um()
             self._clear_error()
-            self._mover.ask(self.controller.close_loops)
+            self._mover.ask(
+                lambda: self.controller.close_loops(before_sending=lambda: self._mover.check_stopped(last_stop))
+            )
             if self._wanted_velocity_um_s is not None:  # a controller that was off has forgotten it
                 self.set_velocity(velocity_um_s=self._wanted_velocity_um_s)
             self._mover.forget()
+            self._mover.check_stopped(last_stop)
             self._mover.ready = True
             log.info("servo on; was at %s, is at %s", before_um, self.position_um())
 
@@ -226,7 +238,7 @@ class PztStage:
         RefusedError
             The servo is off, another move is under way, or the interlock refused: nothing moved.
         StoppedError
-            `stop` was called meanwhile, or `unless` is set.
+            `stop` was called meanwhile, or since the `series` began, or `unless` is set.
         ServoLostError
             The controller has opened a servo: it was started anew, or switched over at its front panel.
         LinkTimeoutError
@@ -253,11 +265,10 @@ class PztStage:
         FirmwareError
             As in `move_to` and `stop`.
         """
-        self.stop()
+        last_stop = self._mover.stop()
         if not self.ready:
             return
         with self._mover.alone(wait_s=PATIENCE_S):
-            last_stop = self._mover.last_stop
             away_um = self.limits_um.low if self._z_sign > 0 else self.limits_um.high
             target_um = self._mover.here_um()._replace(z=away_um.z)
             self._mover.move(target_um, last_stop, 5.0, only=slice(2, 3))
@@ -271,6 +282,45 @@ class PztStage:
             The stop could not be sent: cut the power.
         """
         self._mover.stop()
+
+    def halt(self) -> None:
+        """The bytes of `stop` alone, which asks the controller afterwards; errors as in `stop`."""
+        self._mover.halt()
+
+    def retreat(self, z_um: float) -> None:
+        """Stop all axes, and send z, and z alone, to a place: in one write, past any request that waits.
+
+        The last resort of the interlock: nothing is asked before, also not whether the servo is closed, and nothing
+        is waited for. A move under way ends with a StoppedError. Whether z moves is for the caller to look at.
+
+        Raises
+        ------
+        OutOfRangeError
+            Not inside the limits: nothing was sent.
+        LinkError
+            It could not be sent: cut the power.
+        """
+        if not self.limits_um.low.z <= z_um <= self.limits_um.high.z:  # NaN is not, either
+            raise OutOfRangeError(f"z at {z_um} um lies outside the limits {self.limits_um}")
+        self._mover.halt(gcs.set_line("MOV", {self.profile.axes[2]: z_um}))
+
+    def series(self, since: object = None) -> AbstractContextManager[object]:
+        """Several moves that one stop ends: a move of this thread that comes after it is not begun.
+
+        Inside ``with stage.series():`` each of `move_to`, `run`, `autozero` and `servo_on` ends with a StoppedError
+        after any `stop` or `retreat` since the beginning, also one between two moves. A series inside a series is
+        part of it. `park` belongs to none: it stops by itself, and then retracts.
+
+        Parameters
+        ----------
+        since : object, optional
+            What the ``with`` of an earlier part of the same series gave, to go on with it.
+        """
+        return self._mover.series(since)
+
+    def invalidate(self, why: str) -> None:
+        """Somebody found out that position and contact are unknown: no move until `servo_on`, and the guard is told."""
+        self._mover.invalidate(why)
 
     def autozero(self, *, timeout_s: float = 60.0) -> None:
         """Calibrate the sensors' zero (ATZ). **All axes move over their whole travel**: lift the sphere first.

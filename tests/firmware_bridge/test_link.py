@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -136,3 +137,43 @@ def test_nobody_at_the_port_says_what_to_check(scripted):
     link, _ = scripted([(b"*IDN?\n", None)])
     with pytest.raises(LinkTimeoutError, match="baud"):
         link.identify()
+
+
+def test_a_stop_and_where_to_go_instead_are_one_write(scripted):
+    link, wire = scripted([IDN, (b"\x18MOV 3 0\n", None), (POS, b"1=0.5\n")])
+    link.identify()
+    writes = []
+    write, wire.write = wire.write, lambda data: (writes.append(data), write(data))
+    link.interrupt(b"MOV 3 0\n")
+    assert writes == [b"\x18MOV 3 0\n"]
+    assert link.ask(POS, number) == 0.5
+
+
+@pytest.mark.parametrize("read_number", range(1, 12))
+def test_after_a_ctrl_c_anywhere_the_next_question_gets_its_own_answer(scripted, read_number):
+    # a question in two parts, a late answer, and getting in step again: whichever read the Ctrl-C comes in
+    script = [IDN, (POS, b"1=1<pause>.0\n"), (POS, None), IDN, (b"ERR?\n", b"0\n"), (POS, b"1=3.0\n")]
+    link, wire = scripted(script)
+    read, reads = wire.read, []
+    answers = {POS: b"1=4.0\n", IDN[0]: IDN[1], b"ERR?\n": b"0\n"}
+
+    def interrupted(timeout_s: float) -> bytes:
+        reads.append(timeout_s)
+        data = read(timeout_s)
+        if len(reads) == read_number:
+            wire.arrives_late(data)  # the operating system has it still
+            raise KeyboardInterrupt
+        return data
+
+    wire.read = interrupted
+    with contextlib.suppress(LinkTimeoutError, KeyboardInterrupt):
+        link.identify()
+        link.ask(POS, number)
+        link.ask(POS, number)
+    if not link.identity:
+        wire.script.clear()
+        return  # not opened at all
+    # whatever is asked from now on is answered in order, behind what is still on its way
+    wire.script.clear()
+    wire.write = lambda data: wire._waiting.append(answers[data])
+    assert link.ask(POS, number) == 4.0

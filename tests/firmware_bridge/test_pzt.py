@@ -19,6 +19,7 @@ from firmware_bridge.errors import (
     ServoLostError,
     StoppedError,
 )
+from firmware_bridge.guard import Unguarded
 from firmware_bridge.moves import Rest
 from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
 from firmware_bridge.simulator import Simulator, serve_tcp
@@ -37,6 +38,13 @@ def stage(request):
         with serve_tcp(simulator) as server, open_stage(server.address) as stage:
             stage.behind = simulator
             yield stage
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def truth(stage):
@@ -379,3 +387,127 @@ def test_a_stop_that_comes_before_the_bytes_of_a_move_keeps_them_back(scripted):
     with pytest.raises(StoppedError):
         stage._mover.move(TARGET, began_with, 1.0)
     assert b"MOV" not in wire.sent
+
+
+def test_the_place_where_a_stage_rests_is_read_until_two_readings_agree(scripted):
+    twice = b"POS? 1 2 3\n" * 2
+    flipped = (twice, pos(50, 20, 5)[1] + pos(10, 20, 5)[1])
+    stage, _ = closed_loop(scripted, [flipped, (twice, pos(10, 20, 5)[1] * 2)])
+    assert stage.rest_um() == (10, 20, 5)
+
+
+def test_a_retreat_is_one_write_that_asks_nothing_also_where_the_servo_is_not_known_to_be_closed(scripted):
+    stage, wire = closed_loop(scripted, [(b"\x18MOV 3 0\n", None), (b"\x18MOV 3 10\n", None)])
+    stage.retreat(0)
+    stage.invalidate("a test")
+    stage.retreat(10)
+    assert wire.sent.endswith(b"\x18MOV 3 0\n\x18MOV 3 10\n")
+
+
+@pytest.mark.parametrize("z_um", [-0.1, 10.1, float("nan")])
+def test_a_retreat_to_nowhere_is_refused(scripted, z_um):
+    stage, _ = closed_loop(scripted, [])
+    with pytest.raises(OutOfRangeError, match="limits"):
+        stage.retreat(z_um)
+
+
+def test_the_error_of_a_retreat_is_not_taken_for_the_answer_to_the_next_move(scripted):
+    script = [(b"\x18MOV 3 0\n", None), (b"ERR?\n", b"10\n"), (MOV, b"0\n"), look(0, True, TARGET, TARGET)]
+    stage, _ = closed_loop(scripted, script)
+    stage.retreat(0)
+    assert stage.move_to(TARGET) == TARGET
+
+
+def test_a_retreat_passes_a_move_under_way_and_arrives(stage):
+    stage.set_velocity(velocity_um_s=20)
+    ends = []
+
+    def scan():
+        try:
+            stage.move_to(PositionUm(100, 100, 5), timeout_s=30)
+        except StoppedError as exc:
+            ends.append(exc)
+
+    thread = threading.Thread(target=scan)
+    thread.start()
+    wait_until(lambda: truth(stage).x > 50.01)
+    stage.retreat(4.9)
+    thread.join(10)
+    assert [type(end) for end in ends] == [StoppedError]
+    wait_until(lambda: truth(stage).z == pytest.approx(4.9, abs=SETTLED_WITHIN_UM))
+    assert truth(stage).x < 99
+
+
+@pytest.mark.parametrize(
+    "stops", [lambda stage: stage.stop(), lambda stage: stage.retreat(5), lambda stage: stage.halt()]
+)
+def test_a_stop_between_two_moves_ends_a_series_and_the_series_around_it(stage, stops):
+    def one_after_the_other():
+        with stage.series():
+            stage.move_to(PositionUm(51, 50, 5))
+            with stage.series():
+                stops(stage)
+                with pytest.raises(StoppedError):
+                    stage.move_to(PositionUm(52, 50, 5))
+                with pytest.raises(StoppedError):
+                    stage.run(b"WGO 1 1\n", bool, through=[], ends_um=PositionUm(52, 50, 5), timeout_s=1, what="a wave")
+                with pytest.raises(StoppedError):
+                    stage.servo_on()
+            stage.move_to(PositionUm(53, 50, 5))
+
+    with pytest.raises(StoppedError):
+        one_after_the_other()
+    assert truth(stage).x == pytest.approx(51, abs=SETTLED_WITHIN_UM)
+
+
+def test_a_series_can_be_left_and_gone_on_with_and_the_moves_between_are_not_part_of_it(stage):
+    with stage.series() as since:
+        stage.move_to(PositionUm(51, 50, 5))
+    stage.stop()
+    stage.move_to(PositionUm(52, 50, 5))
+    with stage.series(since), pytest.raises(StoppedError):
+        stage.move_to(PositionUm(53, 50, 5))
+
+
+def test_a_series_of_one_thread_is_none_of_another(stage):
+    began, stopped, ends = threading.Event(), threading.Event(), []
+
+    def series():
+        with stage.series():
+            began.set()
+            assert stopped.wait(5)
+            try:
+                stage.move_to(PositionUm(51, 50, 5))
+            except StoppedError as exc:
+                ends.append(exc)
+
+    thread = threading.Thread(target=series)
+    thread.start()
+    assert began.wait(5)
+    stage.stop()
+    stopped.set()
+    thread.join(5)
+    assert len(ends) == 1
+    assert stage.move_to(PositionUm(52, 50, 5)).x == pytest.approx(52, abs=SETTLED_WITHIN_UM)
+
+
+def test_parking_is_no_part_of_a_series(stage):
+    with stage.series():
+        stage.stop()
+        stage.park()
+    assert truth(stage).z == pytest.approx(0, abs=SETTLED_WITHIN_UM)
+
+
+def test_a_stop_while_the_focus_is_lifted_for_it_keeps_the_servo_open(scripted):
+    class LiftingGuard(Unguarded):
+        def check_servo(self):
+            stage.stop()  # a person, while the interlock lifts the focus
+
+    stop = [(b"\x18", None), (b"ERR?\n", b"10\n")]
+    before = [pos(1, 2, 3), (b"ERR?\n", b"0\n")]
+    link, wire = scripted([*OPENING, (b"SVO? 1 2 3\n", b"1=0 \n2=0 \n3=0\n"), *stop, *before])
+    stage = on_the_bench(link, guard=LiftingGuard())
+    with pytest.raises(StoppedError):
+        stage.servo_on()
+    assert b"SVO 1" not in wire.sent
+    assert not stage.ready

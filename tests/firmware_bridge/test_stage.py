@@ -33,6 +33,7 @@ class Guard:
 
     def __init__(self):
         self.forbids = ""
+        self.fastest_um_s = math.inf
         self.said = []
         self.polls = 0
 
@@ -40,6 +41,10 @@ class Guard:
         self.said.append(("move", here_um, target_um))
         if self.forbids:
             raise RefusedError(self.forbids)
+
+    def check_velocity(self, velocity_um_s):
+        if velocity_um_s > self.fastest_um_s:
+            raise OutOfRangeError(f"{velocity_um_s} um/s is too fast")
 
     def check_servo(self):
         self.said.append(("servo",))
@@ -165,6 +170,28 @@ def test_each_answer_tells_the_interlock_that_the_link_lives():
         stage.position_um()
         stage.on_target()
         assert guard.polls == before + 2
+
+
+def test_a_velocity_that_the_interlock_forbids_costs_no_byte():
+    guard, tap = Guard(), Wiretap()
+    with open_stage("sim:", guard=guard, trace=tap) as stage:
+        sent = tap.sent
+        guard.fastest_um_s = 100.0
+        with pytest.raises(OutOfRangeError, match="too fast"):
+            stage.set_velocity(velocity_um_s=1000)
+        assert tap.sent == sent
+        stage.set_velocity(velocity_um_s=100)
+
+
+def test_who_finds_the_servo_open_makes_the_stage_say_so_too():
+    guard = Guard()
+    with open_stage("sim:", guard=guard) as stage:
+        stage.move_to(TARGET)
+        stage.invalidate("the servo is off")
+        assert not stage.ready
+        assert guard.said[-1] == ("lost", "the servo is off")
+        with pytest.raises(RefusedError, match="servo_on"):
+            stage.move_to(TARGET)
 
 
 def test_a_stage_wired_the_other_way_parks_at_its_upper_end():
