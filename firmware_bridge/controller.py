@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import gcs
-from .errors import OutOfRangeError, RefusedError
+from .errors import OutOfRangeError, RefusedError, StoppedError
 from .link import Link
 from .position import PositionUm
 from .transport import Trace, open_transport, stable_name
@@ -136,6 +136,8 @@ class Controller:
         ------
         OutOfRangeError
             Refused, because a value lies beyond a limit.
+        StoppedError
+            A stop (#24) came meanwhile, or before: whether the command was accepted is not known.
         RefusedError
             Refused for another reason, `code`.
         """
@@ -215,6 +217,8 @@ class Controller:
 
 def refusal(line: bytes, code: int) -> RefusedError:
     """What a controller's error number after a command means to a caller."""
+    if code == gcs.STOPPED:
+        return StoppedError(f"stopped when {line.decode(gcs.ENCODING).strip()!r} was sent", code=code)
     beyond = code in (gcs.POSITION_LIMITS, gcs.VELOCITY_LIMITS, gcs.OUT_OF_RANGE)
     error = OutOfRangeError if beyond else RefusedError
     return error(f"the controller refused {line.decode(gcs.ENCODING).strip()!r}: {gcs.meaning(code)}", code=code)

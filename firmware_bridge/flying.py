@@ -88,17 +88,20 @@ def fly(
     Raises
     ------
     OutOfRangeError
-        The line would smear, lose pulses or leave the limits: nothing has moved.
+        The line would smear, lose pulses or leave the limits, or is too fast now: nothing has moved.
+    StoppedError
+        There was a stop since this was called.
     FirmwareError
         As in `PztStage.move_to`, `TriggerOutput.every` and `Recorder.read`. The output is off then, if it can be.
     """
     line.check(blur_um=blur_um, noise_pp_um=noise_pp_um, frame_time_s=frame_time_s)
     begin_um, end_um = line.ends_um
     stage.check_target(end_um)
+    stage.guard.check_velocity(line.velocity_um_s)
     wave = Wave.of(line) if by_wave else None
     recorder = Recorder(stage)
-    stage.move_to(begin_um)
-    try:
+    with stage.series(), _silent_afterwards(output):
+        stage.move_to(begin_um)
         if wave is not None:
             for command in wave.commands(output.line):
                 stage.ask(lambda command=command: stage.controller.command(command))  # type: ignore[misc]
@@ -109,6 +112,7 @@ def fly(
                 lambda: not stage.controller.generating(),
                 through=[],
                 ends_um=end_um,
+                velocity_um_s=line.velocity_um_s,
                 timeout_s=2 * wave.duration_s + 5.0,
                 what="the wave",
             )
@@ -120,10 +124,6 @@ def fly(
             recorder.arm(duration_s=line.duration_s, rows=rows)
             with _at_velocity(stage, line.velocity_um_s):
                 stage.move_to(end_um, timeout_s=2 * line.duration_s + 5.0)
-    except FirmwareError:
-        _quietly(output.off)  # the first error is the one that counts
-        raise
-    output.off()
     recording = recorder.read()
     pulses_s = crossings_s(recording, line.axis, line.pulses_um)
     middles_s = np.array(pulses_s) + line.exposure_s / 2
@@ -133,12 +133,22 @@ def fly(
 
 
 @contextmanager
-def _at_velocity(stage: PztStage, velocity_um_s: float) -> Iterator[None]:
-    before_um_s = min(stage.velocity_um_s())
-    stage.set_velocity(velocity_um_s=velocity_um_s)
+def _silent_afterwards(output: TriggerOutput) -> Iterator[None]:
     try:
         yield
-    except FirmwareError:
+    except BaseException:  # also a Ctrl-C
+        _quietly(output.off)  # the first error is the one that counts
+        raise
+    output.off()
+
+
+@contextmanager
+def _at_velocity(stage: PztStage, velocity_um_s: float) -> Iterator[None]:
+    before_um_s = min(stage.velocity_um_s())
+    try:
+        stage.set_velocity(velocity_um_s=velocity_um_s)
+        yield
+    except BaseException:
         _quietly(lambda: stage.set_velocity(velocity_um_s=before_um_s))
         raise
     stage.set_velocity(velocity_um_s=before_um_s)

@@ -6,6 +6,7 @@ is. Sources: PI manuals E727T0005 (trigger output) and MS249E (E-517).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 
@@ -13,10 +14,13 @@ from . import gcs
 from .errors import OutOfRangeError, RefusedError
 from .stage import PztStage
 
+log = logging.getLogger(__name__)
+
 STEP, AXIS, MODE, LOW, HIGH, START, STOP = 1, 2, 3, 5, 6, 8, 9
 POSITION_DISTANCE, ON_TARGET, WINDOW, GENERATOR = 0, 2, 3, 4
 # The least distance of pulses in peak-to-peak noises of the sensor, below which pulses are lost or doubled (E727T0005).
 STEP_IN_NOISES = 5
+SLIVER_UM = 0.001
 
 
 class TriggerOutput:
@@ -107,12 +111,22 @@ class TriggerOutput:
         self._set(axis, {MODE: GENERATOR})
 
     def off(self) -> None:
-        """No more pulses. A controller without TRO is given a window that the stage cannot reach."""
+        """No more pulses, also where a stop came in between.
+
+        A controller without TRO is given a window that the stage cannot reach; or one at the end of x that is further
+        away, where it refuses that.
+        """
         if self._switchable():
             self._switch(False)
-        else:
-            beyond_um = self.stage.limits_um.high.x
-            self._set(0, {MODE: WINDOW, LOW: beyond_um + 1e3, HIGH: beyond_um + 2e3})
+            return
+        low_um, high_um = (corner_um.x for corner_um in self.stage.limits_um)
+        try:
+            self._set(0, {MODE: WINDOW, LOW: high_um + 1e3, HIGH: high_um + 2e3})
+        except OutOfRangeError as exc:
+            upper = self.stage.position_um().x < (low_um + high_um) / 2
+            window_um = (high_um - SLIVER_UM, high_um) if upper else (low_um, low_um + SLIVER_UM)
+            log.warning("%s; the pulses are kept to x from %g to %g um", exc, *window_um)
+            self._set(0, {MODE: WINDOW, LOW: window_um[0], HIGH: window_um[1]})
 
     def _check_axis(self, axis: int, *at_um: float) -> None:
         if axis not in (0, 1, 2):
@@ -137,4 +151,4 @@ class TriggerOutput:
             self._switch(True)
 
     def _command(self, line: bytes) -> None:
-        self.stage.ask(lambda: self.stage.controller.command(line))
+        self.stage.tell(line)

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 CYCLE_S = 50e-6  # of the servo; a rate of n keeps one value in n cycles
 MEASURED = 2  # recording option: the axis' measured position
 # Trigger source: the next command that changes a target, once. 2 would be any command, the ERR? behind this one too.
+# A wave starts a recording by itself (source 0, the default); that it does so with 6 too is not verified.
 WITH_THE_NEXT_MOTION = 6
 BLOCK_ROWS = 100  # at a time over the wire: a stop, or a look at the position, has its turn between blocks
 ATTEMPTS = 3

@@ -179,8 +179,13 @@ class PztStage:
         if not (math.isfinite(velocity_um_s) and velocity_um_s > 0):
             raise OutOfRangeError(f"a velocity of {velocity_um_s} um/s: expected a positive number")
         self.guard.check_velocity(velocity_um_s)
-        self._mover.ask(lambda: self.controller.set("VEL", dict.fromkeys(self.profile.axes, velocity_um_s)))
-        self._wanted_velocity_um_s = self._mover.slew_um_s = velocity_um_s
+        before_um_s, self._wanted_velocity_um_s = self._wanted_velocity_um_s, velocity_um_s
+        try:
+            self.tell(gcs.set_line("VEL", dict.fromkeys(self.profile.axes, velocity_um_s)))
+        except OutOfRangeError:  # what failed in another way is still wanted when the servo is closed again
+            self._wanted_velocity_um_s = before_um_s
+            raise
+        self._mover.slew_um_s = velocity_um_s
 
     def servo_on(self) -> None:
         """Close the servo loop, and verify that it is closed. **The stage may jump**: lift the sphere first.
@@ -408,6 +413,7 @@ class PztStage:
         *,
         through: Iterable[PositionUm],
         ends_um: PositionUm,
+        velocity_um_s: float,
         timeout_s: float,
         what: str,
     ) -> None:
@@ -423,6 +429,8 @@ class PztStage:
             Where it will go; checked as a move to each of them is.
         ends_um : PositionUm
             Where it will rest.
+        velocity_um_s : float
+            How fast it will go: the interlock is asked. A wave does not keep to the velocity that is set.
         timeout_s : float
             Then it is stopped, seconds.
         what : str
@@ -440,11 +448,25 @@ class PztStage:
             last_stop = self._mover.last_stop
             for at_um in through:
                 self._check_way(at_um)
+            self.guard.check_velocity(velocity_um_s)
             self._mover.run(start, done, last_stop, timeout_s, what, ends_um=ends_um)
 
     def ask(self, question: Callable[[], T]) -> T:
         """Ask `controller` something, so that the interlock hears of the answer, or of nobody being there."""
         return self._mover.ask(question)
+
+    def tell(self, line: bytes) -> None:
+        """Send a command that moves nothing and may be sent twice: it is, where a stop came in between.
+
+        Raises
+        ------
+        RefusedError, LinkError
+            As in `Controller.command`.
+        """
+        try:
+            self._mover.ask(lambda: self.controller.command(line))
+        except StoppedError:  # the stop's error hides whether the command was accepted
+            self._mover.ask(lambda: self.controller.command(line))
 
     @property
     def began_s(self) -> float:

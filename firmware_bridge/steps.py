@@ -90,7 +90,8 @@ def step_and_shoot(
     OutOfRangeError
         No tiles, two at one place along the axis, or one outside the limits: nothing has moved.
     FirmwareError
-        As in `PztStage.move_to`. The output is off when this ends in any way.
+        As in `PztStage.move_to`; a stop ends the line also where it comes between two tiles. The output is off when
+        this ends in any way.
     """
     if not targets_um or any(a[axis] == b[axis] for a, b in itertools.pairwise(targets_um)):
         raise OutOfRangeError("step and shoot needs tiles, each at another place along the axis than the one before")
@@ -98,13 +99,15 @@ def step_and_shoot(
     for at_um in (beside_um, *targets_um):
         stage.check_target(at_um)
     output.off()
-    stage.move_to(beside_um, unless=unless)
-    output.on_target(axis)
+    with stage.series() as since:
+        stage.move_to(beside_um, unless=unless)
     try:
+        output.on_target(axis)
         _wait_for(pulses, pulses() + 1, edge_timeout_s)  # of arming
         for index, target_um in enumerate(targets_um):
             before = pulses()
-            position_um = stage.move_to(target_um, unless=unless)
+            with stage.series(since):  # and not around the yield: what the caller does there is theirs
+                position_um = stage.move_to(target_um, unless=unless)
             _wait_for(pulses, before + 1, edge_timeout_s)
             edges = pulses() - before
             gap = ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
-from firmware_bridge.errors import FirmwareError, LinkError, OutOfRangeError, RefusedError
+from firmware_bridge.errors import FirmwareError, LinkError, OutOfRangeError, RefusedError, StoppedError
 from firmware_bridge.flying import fly
+from firmware_bridge.guard import Unguarded
 from firmware_bridge.lines import FlyLine, raster
 from firmware_bridge.outputs import TriggerOutput
 from firmware_bridge.pzt import PositionUm, open_stage
-from firmware_bridge.recording import reconcile
+from firmware_bridge.recording import Recorder, reconcile
 from firmware_bridge.simulator import Simulator
 
 LINE = FlyLine(PositionUm(40, 50, 5), axis=0, step_um=2.0, count=6, velocity_um_s=200.0, exposure_s=0.001)
@@ -119,3 +121,66 @@ def test_a_pulled_cable_ends_a_line(flight):
     with pytest.raises(LinkError):
         fly(stage, LINE, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
     assert not stage.ready
+
+
+def test_a_stop_between_preparing_and_starting_ends_a_line_before_it_begins(flight, monkeypatch):
+    stage, by_wave, pulses = flight
+    arm = Recorder.arm
+
+    def arm_and_stop(self, **how):
+        arm(self, **how)
+        stage.stop()
+
+    monkeypatch.setattr(Recorder, "arm", arm_and_stop)
+    with pytest.raises(StoppedError):
+        fly(stage, LINE, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
+    assert stage.position_um() == pytest.approx(LINE.ends_um[0], abs=0.05)
+    assert pulses == []
+    assert stage.velocity_um_s() == (2000, 2000, 2000)
+    stage.move_to(PositionUm(70, 50, 5))
+    assert pulses == []
+
+
+def test_a_ctrl_c_in_a_line_stops_it_and_leaves_no_pulses_and_no_slow_stage_behind(flight, monkeypatch):
+    stage, by_wave, pulses = flight
+    line = replace(LINE, velocity_um_s=50.0)
+
+    def interrupted(seconds):
+        if stage.simulator.pose_um().x > line.ends_um[0].x + 2:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        time.sleep(seconds)
+
+    stage.move_to(line.ends_um[0])
+    monkeypatch.setattr(stage._mover, "_sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fly(stage, line, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
+    stopped_um = stage.rest_um()
+    assert stopped_um.x < line.ends_um[1].x - 1
+    assert stage.velocity_um_s() == (2000, 2000, 2000)
+    assert stage.error() == 0
+    count = len(pulses)
+    assert stage.rest_um() == pytest.approx(stopped_um, abs=0.05)
+    stage.move_to(PositionUm(20, 50, 5))
+    stage.move_to(PositionUm(70, 50, 5))
+    assert len(pulses) == count
+
+
+@pytest.mark.parametrize(("profile", "by_wave"), WAYS)
+def test_a_line_faster_than_the_interlock_allows_is_refused_and_nothing_moves(profile, by_wave):
+    class Slow(Unguarded):
+        fastest_um_s = 2000.0
+
+        def check_velocity(self, velocity_um_s):
+            if velocity_um_s > self.fastest_um_s:
+                raise OutOfRangeError(f"{velocity_um_s} um/s is too fast")
+
+    guard = Slow()
+    with open_stage("sim:", simulator=Simulator(profile), velocity_um_s=2000, guard=guard) as stage:
+        before = stage.simulator.pose_um()
+        guard.fastest_um_s = LINE.velocity_um_s - 1
+        with pytest.raises(OutOfRangeError, match="too fast"):
+            fly(stage, LINE, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
+        assert stage.simulator.pose_um() == before
+        with pytest.raises(OutOfRangeError, match="too fast"):
+            stage.run(b"WGO 1 1\n", bool, through=[], ends_um=before, velocity_um_s=300, timeout_s=1, what="a wave")

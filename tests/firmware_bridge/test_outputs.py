@@ -127,3 +127,22 @@ def test_there_are_three_outputs(scripted):
     output, _ = opened(scripted, [])
     with pytest.raises(OutOfRangeError, match="1, 2 or 3"):
         TriggerOutput(output.stage, 4)
+
+
+def test_an_output_is_switched_off_again_where_a_stop_hid_whether_it_was(scripted):
+    off = b"TRO 1 0\nERR?\n"
+    output, _ = opened(scripted, [help_of("CTO", "TRO"), (off, b"10\n"), (off, DONE)])
+    output.off()
+
+
+def test_a_controller_that_refuses_a_window_out_of_reach_gets_one_at_the_end_that_is_further_away(scripted, caplog):
+    axes = gcs.PROFILES["e517"].axes
+    script = [
+        help_of("CTO"),
+        (b"CTO 1 2 A 1 3 3 1 5 1100 1 6 2100\nERR?\n", b"17\n"),
+        (b"POS? A B C\n", values(axes, 30, 50, 5)),
+        (b"CTO 1 2 A 1 3 3 1 5 99.999 1 6 100\nERR?\n", DONE),
+    ]
+    output, _ = opened(scripted, script, "e517")
+    output.off()
+    assert "x from 99.999 to 100" in caplog.text

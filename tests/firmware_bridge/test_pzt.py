@@ -450,7 +450,15 @@ def test_a_stop_between_two_moves_ends_a_series_and_the_series_around_it(stage, 
                 with pytest.raises(StoppedError):
                     stage.move_to(PositionUm(52, 50, 5))
                 with pytest.raises(StoppedError):
-                    stage.run(b"WGO 1 1\n", bool, through=[], ends_um=PositionUm(52, 50, 5), timeout_s=1, what="a wave")
+                    stage.run(
+                        b"WGO 1 1\n",
+                        bool,
+                        through=[],
+                        ends_um=PositionUm(52, 50, 5),
+                        velocity_um_s=9,
+                        timeout_s=1,
+                        what="a wave",
+                    )
                 with pytest.raises(StoppedError):
                     stage.servo_on()
             stage.move_to(PositionUm(53, 50, 5))
@@ -511,3 +519,65 @@ def test_a_stop_while_the_focus_is_lifted_for_it_keeps_the_servo_open(scripted):
         stage.servo_on()
     assert b"SVO 1" not in wire.sent
     assert not stage.ready
+
+
+VEL = b"VEL 1 200 2 200 3 200\nERR?\n"
+
+
+def test_a_velocity_is_set_again_where_a_stop_hid_whether_it_was(scripted):
+    stage, _ = closed_loop(scripted, [(VEL, b"10\n"), (VEL, b"0\n")])
+    stage.set_velocity(velocity_um_s=200)
+
+
+def test_a_velocity_that_may_not_have_arrived_is_set_when_the_servo_is_closed_again(scripted):
+    on = [(b"SVO 1 1 2 1 3 1\nERR?\n", b"0\n"), (b"SVO? 1 2 3\n", b"1=1 \n2=1 \n3=1\n")]
+    script = [(VEL, b"what?\n"), IDN, pos(1, 2, 3), (b"ERR?\n", b"0\n"), *on, (VEL, b"0\n"), pos(1, 2, 3)]
+    stage, _ = closed_loop(scripted, script)
+    with pytest.raises(ProtocolError):
+        stage.set_velocity(velocity_um_s=200)
+    stage.servo_on()
+
+
+def test_a_command_that_met_a_stop_says_so(scripted):
+    stage, _ = closed_loop(scripted, [(b"CTO 1 3 2\nERR?\n", b"10\n")])
+    with pytest.raises(StoppedError, match="CTO 1 3 2"):
+        stage.controller.command(b"CTO 1 3 2\n")
+
+
+def test_a_stop_that_another_client_sent_in_the_middle_of_a_move_stops_it_for_good(scripted):
+    stage, _ = closed_loop(scripted, [(MOV, b"10\n"), (b"\x18", None), (b"ERR?\n", b"10\n")])
+    with pytest.raises(StoppedError):
+        stage.move_to(TARGET)
+
+
+def test_a_ctrl_c_in_a_move_stops_it_and_the_stage_can_be_asked(stage, monkeypatch):
+    stage.set_velocity(velocity_um_s=20)
+
+    def interrupted(seconds):
+        if truth(stage).x > 50.1:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        time.sleep(seconds)
+
+    monkeypatch.setattr(stage._mover, "_sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stage.move_to(PositionUm(100, 50, 5), timeout_s=30)
+    wait_until(stage.on_target)
+    assert stage.rest_um().x < 60
+    assert stage.error() == 0
+
+
+def test_a_move_whose_link_fails_does_not_stop_the_retreat_that_came_meanwhile(scripted):
+    nonsense = (look(0, True, TARGET, TARGET)[0], b"what?\n" + look(0, True, TARGET, TARGET)[1][2:])
+    stage, wire = closed_loop(scripted, [(MOV, b"0\n"), nonsense, (b"\x18MOV 3 0\n", None)])
+    read = wire.read
+
+    def retreats(timeout_s):
+        if wire.script and wire.script[0][0].startswith(b"\x18") and timeout_s > 0:
+            stage.retreat(0)
+        return read(timeout_s)
+
+    wire.read = retreats
+    with pytest.raises(ProtocolError, match="bitmap"):
+        stage.move_to(TARGET)
+    assert wire.sent.endswith(b"\x18MOV 3 0\n")

@@ -248,7 +248,15 @@ def test_a_bad_target_costs_no_byte(target):
         with pytest.raises(OutOfRangeError, match="target"):
             stage.move_to(PositionUm(*target))
         with pytest.raises(OutOfRangeError, match="target"):
-            stage.run(b"WGO 1 1\n", bool, through=[PositionUm(*target)], ends_um=TARGET, timeout_s=1, what="a wave")
+            stage.run(
+                b"WGO 1 1\n",
+                bool,
+                through=[PositionUm(*target)],
+                ends_um=TARGET,
+                velocity_um_s=9,
+                timeout_s=1,
+                what="a wave",
+            )
         assert tap.sent == sent
 
 

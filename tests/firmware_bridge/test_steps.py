@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from firmware_bridge.errors import FirmwareError, OutOfRangeError
+from firmware_bridge.errors import FirmwareError, OutOfRangeError, StoppedError
 from firmware_bridge.outputs import TriggerOutput
 from firmware_bridge.pzt import PositionUm, open_stage
 from firmware_bridge.simulator import Simulator
@@ -100,3 +100,16 @@ def test_a_line_at_the_edge_of_the_travel_is_begun_from_its_other_side(line):
     tiles = [PositionUm(0, 45, 5), PositionUm(3, 45, 5)]
     shots = list(step_and_shoot(stage, output, tiles, axis=0, pulses=lambda: len(pulses)))
     assert [shot.gap for shot in shots] == ["", ""]
+
+
+def test_a_stop_between_two_tiles_ends_the_line(line):
+    stage, output, pulses = line
+    shots = step_and_shoot(stage, output, TILES, axis=0, pulses=lambda: len(pulses))
+    at_um = next(shots).position_um
+    stage.stop()
+    with pytest.raises(StoppedError):
+        next(shots)
+    assert stage.simulator.pose_um() == pytest.approx(at_um, abs=0.005)
+    count = len(pulses)
+    stage.move_to(PositionUm(20, 45, 5))
+    assert len(pulses) == count
