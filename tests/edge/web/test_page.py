@@ -104,11 +104,11 @@ def open_page(browser: Browser, served: Callable[..., PageServer]) -> Iterator[O
 
 def wait_until(page: Page, expression: str) -> None:
     """Wait for an expression to hold. Playwright's own wait would need eval, which the page's CSP forbids."""
-    for _ in range(400):
+    for _ in range(1200):
         if page.evaluate(expression):
             return
         page.wait_for_timeout(25)
-    pytest.fail(f"still false after 10 s: {expression}")
+    pytest.fail(f"still false after 30 s: {expression}")
 
 
 def wait_calls(page: Page, box: Any, calls: list[str]) -> None:
