@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from .contact import Sample, Thresholds
-from .errors import FirmwareError, LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
+from .errors import FirmwareError, LinkError, OutOfRangeError, RefusedError, StoppedError
 from .position import Box, PositionUm
+from .retraction import FocusRetraction as FocusRetraction
+from .retraction import PztRetraction as PztRetraction
 from .safety import Interlock, State
 
 log = logging.getLogger(__name__)
 
-# The whole travel of a piezo is over after this; it has arrived where its noise says so.
-RETRACTION_S, ARRIVED_UM, POLL_S = 5.0, 0.05, 0.01
+# After a link error in a retraction it is in step again, or gone.
+RETRACTIONS = 3
 
 
 class GuardedStage(Protocol):
@@ -31,6 +32,12 @@ class GuardedStage(Protocol):
 
     def position_um(self) -> PositionUm:
         """Measured."""
+
+    def rest_um(self) -> PositionUm:
+        """Measured until two readings agree: GCS has no checksum, and a way begins here."""
+
+    def series(self) -> AbstractContextManager[object]:
+        """Moves inside it end with a StoppedError after any stop since it began."""
 
     def move_to(
         self, target_um: PositionUm, *, timeout_s: float = ..., unless: threading.Event | None = None
@@ -78,135 +85,6 @@ class Contact:
     steps: int
 
 
-class Commanded(Protocol):
-    """What a retraction needs of the PZT controller."""
-
-    @property
-    def axes(self) -> Sequence[str]:
-        """The names of x, y and z."""
-
-    def set(self, mnemonic: str, values: Mapping[str, float | bool]) -> None:
-        """Send a command, and verify that it was accepted."""
-
-
-class RetractableStage(Protocol):
-    """What the interlock needs of the PZT: a `pzt.PztStage`."""
-
-    limits_um: Box
-
-    @property
-    def ready(self) -> bool:
-        """Whether a move would move."""
-
-    @property
-    def controller(self) -> Commanded:
-        """What it speaks to."""
-
-    def position_um(self) -> PositionUm:
-        """Measured."""
-
-    def stop(self) -> None:
-        """Stop at once."""
-
-
-class PztRetraction:
-    """What the interlock does to a PztStage: a `safety.Retractable`.
-
-    It is made first, then the interlock with it, then the stage with the interlock as its guard; then it is bound.
-
-    Parameters
-    ----------
-    z_sign : 1 or -1
-        1 where +z brings the sample towards the sphere.
-    """
-
-    def __init__(self, *, z_sign: Literal[1, -1] = 1) -> None:
-        self._stage: RetractableStage | None = None
-        self._z_sign = z_sign
-
-    def bind(self, stage: RetractableStage) -> None:
-        """Name the stage."""
-        self._stage = stage
-
-    def stop(self) -> None:
-        """Stop all axes."""
-        self._bound().stop()
-
-    def retract_z(self) -> None:
-        """Send z, and z alone, to its end away from the sphere at once, and wait until it is there.
-
-        A move of the stage would first take its turn and measure where it is, which is 9 ms of a 115 200-baud line.
-        Here everything is stopped, no move begins in a fault, and away is right from wherever it is.
-        """
-        stage = self._bound()
-        if not stage.ready:
-            raise RefusedError("the servo is off, so z cannot be moved")
-        away_um = stage.limits_um.low.z if self._z_sign > 0 else stage.limits_um.high.z
-        stage.controller.set("MOV", {stage.controller.axes[2]: away_um})
-        deadline_s = time.monotonic() + RETRACTION_S
-        while abs(stage.position_um().z - away_um) > ARRIVED_UM:
-            if time.monotonic() > deadline_s:
-                raise LinkTimeoutError(f"z is not at {away_um:g} um within {RETRACTION_S:g} s")
-            time.sleep(POLL_S)
-
-    def _bound(self) -> RetractableStage:
-        if self._stage is None:
-            raise LinkError("no PZT stage is open, so it can neither be stopped nor retracted")
-        return self._stage
-
-
-class LiftedStage(Protocol):
-    """What the interlock needs of the focus stage: a `focus.FocusStage`."""
-
-    def focus_up(self, *, wait: bool = False) -> None:
-        """Move away from the sample."""
-
-
-class FocusRetraction:
-    """What the interlock does to a FocusStage: a `safety.Liftable`. Bound as a PztRetraction is.
-
-    In a fault it lifts in a thread of its own: a focus controller on a slow line takes 50 ms to begin, and the PZT,
-    whose turn comes after it when the objective carries the sphere, must not wait for that.
-    """
-
-    def __init__(self) -> None:
-        self._stage: LiftedStage | None = None
-        self._thread: threading.Thread | None = None
-        self._failure: FirmwareError | None = None
-
-    def bind(self, stage: LiftedStage) -> None:
-        """Name the stage."""
-        self._stage = stage
-
-    def focus_up(self, *, wait: bool = False) -> None:
-        """See safety.Liftable."""
-        stage = self._stage
-        if stage is None:
-            raise LinkError("no focus stage is open, so it cannot be lifted")
-        if wait:
-            stage.focus_up(wait=True)
-            return
-        self._failure = None
-        self._thread = threading.Thread(target=self._lift, args=(stage,), name="focus lift", daemon=True)
-        self._thread.start()
-
-    def _lift(self, stage: LiftedStage) -> None:
-        try:
-            stage.focus_up()
-        except FirmwareError as exc:
-            self._failure = exc
-            log.critical("could not lift the focus, cut its power: %s", exc)
-
-    def check(self, *, timeout_s: float = 5.0) -> None:
-        """Wait until the last lift has begun, and raise what kept it from doing so."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            if self._thread.is_alive():
-                raise LinkTimeoutError(f"the focus has not begun to lift within {timeout_s:g} s: cut its power")
-        if self._failure is not None:
-            raise self._failure
-
-
 def approach(stage: GuardedStage, signal: ContactSignal, interlock: Interlock, *, step_um: float = 0.01) -> Contact:
     """Bring the sample to the sphere in small steps of z, with fresh samples after each, until the set point.
 
@@ -236,27 +114,27 @@ def approach(stage: GuardedStage, signal: ContactSignal, interlock: Interlock, *
     rules = interlock.rules
     if not 0 < step_um <= rules.approach_step_um:
         raise OutOfRangeError(f"an approach step of {step_um} um: expected at most {rules.approach_step_um:g} um")
-    at_um = stage.position_um()
-    interlock.begin_approach(at_um)
-    target_um = at_um
     steps = 0
-    try:
-        _set_velocity(stage, interlock)
-        while True:
-            values_v = [sample.value_v for sample in signal.wait(signal.thresholds.debounce)]
-            if all(value_v >= signal.thresholds.set_point_v for value_v in values_v):
-                break
-            target_um = target_um._replace(z=target_um.z + rules.z_sign * step_um)
-            at_um = stage.move_to(target_um)
-            steps += 1
-        interlock.engage(at_um)
-    except FirmwareError as exc:
-        if interlock.state is State.FAULT:
-            raise RefusedError(f"the approach ended in a fault, and was retracted: {interlock.why}") from exc
-        if interlock.state is State.APPROACHING and not isinstance(exc, StoppedError):
-            log.warning("the approach ended after %d steps: %s; retracting", steps, exc)
-            retract(stage, interlock)
-        raise
+    with stage.series():  # a stop may fall between two moves
+        at_um = target_um = stage.rest_um()
+        interlock.begin_approach(at_um)
+        try:
+            _set_velocity(stage, interlock)
+            while True:
+                values_v = [sample.value_v for sample in signal.wait(signal.thresholds.debounce)]
+                if all(value_v >= signal.thresholds.set_point_v for value_v in values_v):
+                    break
+                target_um = target_um._replace(z=target_um.z + rules.z_sign * step_um)
+                at_um = stage.move_to(target_um)
+                steps += 1
+            interlock.engage(at_um)
+        except FirmwareError as exc:
+            if interlock.state is State.FAULT:
+                raise RefusedError(f"the approach ended in a fault: {interlock.why}") from exc
+            if interlock.state is State.APPROACHING and not isinstance(exc, StoppedError):
+                log.warning("the approach ended after %d steps: %s; retracting", steps, exc)
+                retract(stage, interlock)
+            raise
     value_v = sum(values_v) / len(values_v)
     log.info("contact at %s: %.3f V after %d steps", at_um, value_v, steps)
     return Contact(at_um, value_v, steps)
@@ -272,8 +150,15 @@ def retract(stage: GuardedStage, interlock: Interlock) -> PositionUm:
     LinkError
         The stage's link failed.
     """
-    stage.park()
-    at_um = stage.position_um()
+    for left in reversed(range(RETRACTIONS)):
+        try:
+            stage.park()
+            at_um = stage.rest_um()
+            break
+        except LinkError as exc:
+            if not left or interlock.state is State.FAULT:  # which retracts, and is not to be stopped
+                raise
+            log.warning("z is sent away again: %s", exc)
     interlock.retracted(at_um)
     _set_velocity(stage, interlock)
     return at_um

@@ -42,8 +42,8 @@ class ContactReader(Protocol):
 class ContactGuard(Protocol):
     """Whom the monitor tells: the interlock."""
 
-    def sampled(self) -> None:
-        """A sample came, below the overload."""
+    def sampled(self, asked_s: float, *, touches: bool) -> None:
+        """A sample came, below the overload: when it was asked for, and whether it is at the set point."""
 
     def overload(self, why: str) -> None:
         """Stop and retract."""
@@ -107,9 +107,9 @@ class ContactMonitor:
     """Samples a reader in a thread of its own and tells the guard. A context manager: the thread lives inside.
 
     An overload that is confirmed by `debounce` samples reaches the guard within that many sampling periods. A reader
-    that fails, or is out of range, gives no sample; without a sample for `stale_s` the guard is told the same. A
-    reader that hangs stops this thread too: then the guard's own `tick`, called by others, notices, and so does
-    `latest`.
+    that fails, or is out of range, gives no sample; without a sample for `stale_s` the guard is told the same, also
+    when the next one comes after all. A reader that hangs stops this thread too: then the guard's own `tick`, called
+    by others, notices, and so does `latest`.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class ContactMonitor:
     stale_s : float, optional
         A sample older than this is none; by default two and a half periods.
     clock : callable
-        Seconds, monotonic.
+        Seconds, monotonic; the guard's.
     """
 
     def __init__(
@@ -187,38 +187,40 @@ class ContactMonitor:
 
     def step(self) -> None:
         """Take one sample, judge it, tell the guard. The thread calls it; a test may, without the thread."""
-        now_s = self._clock()
+        asked_s, value_v = self._clock(), None
         try:
             value_v = self._reader.read_v()
         except OutOfRangeError as exc:
             self._trouble = str(exc)
-            self._judge(over=True, what=self._trouble)
+            self._judge(asked_s, over=True, what=self._trouble)
         except FirmwareError as exc:
             self._trouble = str(exc)
             log.warning("no contact sample: %s", exc)
-        else:
+        # Before the new one makes up for it: sphere and sample were on their own for so long.
+        if self._guard is not None and self._age_s() > self.stale_s:
+            self._guard.overload(f"contact signal stale for {self._age_s():.3f} s: {self._trouble}")
+        if value_v is not None:
             limits = self.thresholds
             over = not value_v < limits.overload_v  # NaN is
             broken = limits.broken_v is not None and value_v < limits.broken_v
             self._at = self._at + 1 if value_v >= limits.set_point_v else 0
             what = f"sensor broken: {value_v:.3f} V" if broken else f"overload: {value_v:.3f} V"
-            self._judge(over=over or broken, what=what)
+            self._judge(asked_s, over=over or broken, what=what)
             with self._came:  # last: whoever waits for the sample may rely on the guard's knowing of it
-                self._sample = Sample(value_v, now_s, 0 if self._sample is None else self._sample.index + 1)
+                self._sample = Sample(value_v, asked_s, 0 if self._sample is None else self._sample.index + 1)
+                self._trouble = "the ADC or the machine is held up"
                 self._came.notify_all()
         if self._guard is not None:
-            if self._age_s() > self.stale_s:
-                self._guard.overload(f"contact signal stale for {self._age_s():.3f} s: {self._trouble}")
             self._guard.tick()
 
-    def _judge(self, *, over: bool, what: str) -> None:
+    def _judge(self, asked_s: float, *, over: bool, what: str) -> None:
         self._over = self._over + 1 if over else 0
         if self._guard is None:
             return
         if self._over >= self.thresholds.debounce:
             self._guard.overload(f"contact {what}, {self._over} samples in a row")
         elif not over:
-            self._guard.sampled()
+            self._guard.sampled(asked_s, touches=self._at > 0)
 
     def _age_s(self) -> float:
         return self._clock() - (self._since_s if self._sample is None else self._sample.t_s)

@@ -7,15 +7,19 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from .approach import FocusRetraction, PztRetraction, retract
+from .approach import retract
 from .contact import ContactMonitor, ContactReader, Thresholds
-from .errors import OutOfRangeError
+from .errors import FirmwareError, OutOfRangeError
 from .focus import FocusStage
 from .pzt import PztStage
+from .retraction import FocusRetraction, PztRetraction
 from .safety import Interlock, Rules, State
 from .watch import Watch
 
 log = logging.getLogger(__name__)
+
+# A link that is not in step any more needs some time-outs, before z is seen to arrive.
+LEAVE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def open_guarded(
     if lifted_by is not None:
         interlock.sphere_lifted(by=lifted_by)
     with contextlib.ExitStack() as stack:
+        stack.callback(interlock.close)
         focus = None
         if open_focus is not None:
             focus = stack.enter_context(open_focus(interlock))
@@ -107,14 +112,31 @@ def open_guarded(
         if open_reader is not None and thresholds is not None:
             reader = open_reader(stage)
             stack.callback(reader.close)
-            monitor = stack.enter_context(ContactMonitor(reader, thresholds, guard=interlock, period_s=period_s))
+            monitor = stack.enter_context(
+                ContactMonitor(reader, thresholds, guard=interlock, period_s=period_s, stale_s=rules.contact_timeout_s)
+            )
             monitor.wait()
         watch = stack.enter_context(Watch(stage, interlock, period_s=rules.poll_timeout_s / 4))
-        stack.callback(_leave, stage, interlock)
+        stack.callback(_leave, stage, interlock, lift)
         yield Guarded(interlock, stage, focus, monitor, watch)
 
 
-def _leave(stage: PztStage, interlock: Interlock) -> None:
+def _leave(stage: PztStage, interlock: Interlock, lift: FocusRetraction) -> None:
+    try:
+        _retract(stage, interlock)
+    except KeyboardInterrupt:  # only now: it does not keep the sphere in contact
+        _retract(stage, interlock)
+        raise
+    finally:
+        lift.check()
+
+
+def _retract(stage: PztStage, interlock: Interlock) -> None:
     if interlock.state in (State.APPROACHING, State.ENGAGED):
         log.warning("left near the sphere (%s): retracting", interlock.state.value)
-        retract(stage, interlock)
+        try:
+            retract(stage, interlock)
+        except FirmwareError as exc:
+            interlock.overload(f"left near the sphere, and {exc}")  # which sends it again until it has arrived
+    if interlock.state is State.FAULT and not interlock.wait_retracted(timeout_s=LEAVE_S):
+        log.critical("left in a fault, and z has not arrived at its end: cut the power, lift the sphere")

@@ -129,33 +129,34 @@ def hold_distance(
     """
     if not (tolerance_v > 0 and lateral_step_um > 0 and timeout_s > 0):
         raise OutOfRangeError("hold_distance: expected a tolerance, a step and a time above 0")
-    at_um = stage.position_um()
-    if not stage.limits_um.contains(target_um._replace(z=at_um.z)):  # NaN is not inside, either
-        raise OutOfRangeError(f"target {target_um} lies outside the limits {stage.limits_um}")
-    way_um = math.hypot(target_um.x - at_um.x, target_um.y - at_um.y)
-    count = max(1, math.ceil(way_um / lateral_step_um))
-    start_um, z_um = at_um, at_um.z
-    for step in range(1, count + 1):
-        share = step / count
-        x_um = start_um.x + share * (target_um.x - start_um.x)
-        y_um = start_um.y + share * (target_um.y - start_um.y)
-        at_um = stage.move_to(PositionUm(x_um, y_um, z_um), unless=unless)
-        began_s = moved_s = clock()
-        while True:
-            samples = signal.wait(signal.thresholds.debounce)
-            value_v = sum(sample.value_v for sample in samples) / len(samples)
-            if abs(value_v - control.set_point_v) <= tolerance_v:
-                break
-            now_s = clock()
-            if now_s - began_s > timeout_s:
-                raise LinkTimeoutError(
-                    f"the contact signal is {value_v:.3f} V after {timeout_s:g} s, expected {control.set_point_v:g} +- "
-                    f"{tolerance_v:g} V: check v_per_um and the gain"
-                )
-            z_um = control.next_z_um(z_um, value_v, now_s - moved_s)
-            moved_s = now_s
+    with stage.series():  # a stop may fall between two moves
+        at_um = stage.rest_um()
+        if not stage.limits_um.contains(target_um._replace(z=at_um.z)):  # NaN is not inside, either
+            raise OutOfRangeError(f"target {target_um} lies outside the limits {stage.limits_um}")
+        way_um = math.hypot(target_um.x - at_um.x, target_um.y - at_um.y)
+        count = max(1, math.ceil(way_um / lateral_step_um))
+        start_um, z_um = at_um, at_um.z
+        for step in range(1, count + 1):
+            share = step / count
+            x_um = start_um.x + share * (target_um.x - start_um.x)
+            y_um = start_um.y + share * (target_um.y - start_um.y)
             at_um = stage.move_to(PositionUm(x_um, y_um, z_um), unless=unless)
-    return at_um
+            began_s = moved_s = clock()
+            while True:
+                samples = signal.wait(signal.thresholds.debounce)
+                value_v = sum(sample.value_v for sample in samples) / len(samples)
+                if abs(value_v - control.set_point_v) <= tolerance_v:
+                    break
+                now_s = clock()
+                if now_s - began_s > timeout_s:
+                    raise LinkTimeoutError(
+                        f"the contact signal is {value_v:.3f} V after {timeout_s:g} s, expected "
+                        f"{control.set_point_v:g} +- {tolerance_v:g} V: check v_per_um and the gain"
+                    )
+                z_um = control.next_z_um(z_um, value_v, now_s - moved_s)
+                moved_s = now_s
+                at_um = stage.move_to(PositionUm(x_um, y_um, z_um), unless=unless)
+        return at_um
 
 
 class HeldStage:

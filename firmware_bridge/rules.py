@@ -69,11 +69,13 @@ class Rules:
 class Retractable(Protocol):
     """What the interlock does to the PZT. Both may raise FirmwareErrors, and are called from any thread."""
 
-    def stop(self) -> None:
-        """Stop all axes at once, past any request that waits."""
-
     def retract_z(self) -> None:
-        """Move z, and z alone, to its end away from the sphere."""
+        """Stop all axes and send z, and z alone, to its end away from the sphere: in one write, past any request that
+        waits, and without waiting for an answer.
+        """
+
+    def from_away_um(self) -> float:
+        """How far z is from that end, measured."""
 
 
 class Liftable(Protocol):

@@ -12,8 +12,12 @@
        +----------------- FAULT <--------------------------------+-----------------------+
                                     silent link (any state but DISARMED), lost(why) once it approaches
 
-A fault is latched first, so that nothing may move any more, and then retracts: stop, then PZT z and focus in the order
-that the mount of the sphere wants. So does a loss, unless the sphere is lifted. What may move where:
+A fault is latched first, so that nothing may move any more, and then retracts: stop, PZT z and focus in the order that
+the mount of the sphere wants; z is sent again until it has arrived, or a person resets. A loss does the same once,
+unless the sphere is lifted. As it may have been left in contact, it is armed, with a contact guard, only where the
+signal is below the set point, and z at its end away from the sphere or the sphere lifted by a person's word.
+
+What may move where:
 
     always        a pure retraction: z away from the sphere, x and y where they are; the focus stage away
     DISARMED      nothing else
@@ -32,7 +36,6 @@ Software can retract through a link that works. Against a dead one only hardware
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import logging
 import math
@@ -42,11 +45,14 @@ from collections.abc import Callable
 
 from .errors import FirmwareError, OutOfRangeError, RefusedError
 from .position import PositionUm
+from .retraction import ARRIVED_UM, Retraction
 from .rules import Liftable as Liftable
 from .rules import Retractable as Retractable
 from .rules import Rules as Rules
 
 log = logging.getLogger(__name__)
+
+CLOSE_S = 10.0  # a retraction that is given up may wait for its time-outs
 
 
 class State(enum.Enum):
@@ -88,14 +94,17 @@ class Interlock:
     ) -> None:
         self.rules = rules
         self._stage, self._focus, self._clock = stage, focus, clock
+        self._retraction = Retraction(stage, focus, rules.mount)
         self._lock = threading.RLock()  # never held while an action runs: the action's own exchange calls polled()
         self._state = State.DISARMED
         self._why: str | None = None
         self._lifted = False
         self._polled_s: float | None = None
         self._sampled_s: float | None = None
-        self._overloaded = False
-        self._fresh = False  # whether a contact sample came after the last step of an approach
+        self._overloaded = self._touches = False
+        self._stepped_s = 0.0  # the last step of an approach, and whether a contact sample was asked for after it
+        self._fresh = False
+        self._crept_um = 0.0  # sideways, in all, by retractions while nothing may move
         self._approach_from = (0.0, 0.0)  # z in um, and the instant
         self._nearest_z_um = 0.0  # how near to the sphere an approach went
 
@@ -149,9 +158,9 @@ class Interlock:
             raise OutOfRangeError(f"target {target_um} lies outside the limits {self.rules.limits_um}")
         towards_um = (target_um.z - here_um.z) * self.rules.z_sign
         sideways_um = max(abs(target_um.x - here_um.x), abs(target_um.y - here_um.y))
-        if sideways_um <= self.rules.hold_um and towards_um <= 0:
-            return
         with self._lock:
+            if towards_um <= 0 and self._stands_still(sideways_um):
+                return
             self.check_armed()
             if self._state is State.ARMED:
                 self._check_step(max(sideways_um, abs(towards_um)), self.rules.max_step_um)
@@ -233,12 +242,21 @@ class Interlock:
         elif was is State.ARMED:
             log.warning("disarmed: %s", why)
             if not lifted:
-                self._retract()
+                self._retraction.begin(self._failed, follow=False)
 
-    def sampled(self) -> None:
-        """A contact sample came, and is below the overload."""
+    def sampled(self, asked_s: float, *, touches: bool) -> None:
+        """A contact sample came, below the overload.
+
+        Parameters
+        ----------
+        asked_s : float
+            When it was asked for, on this clock: it says nothing of a step that came later.
+        touches : bool
+            Whether it is at the set point or beyond.
+        """
         with self._lock:
-            self._sampled_s, self._fresh, self._overloaded = self._clock(), True, False
+            self._sampled_s, self._overloaded, self._touches = self._clock(), False, touches
+            self._fresh = self._fresh or asked_s >= self._stepped_s
 
     def overload(self, why: str) -> None:
         """The contact is beyond its overload, or the guard cannot tell: stop and retract at once."""
@@ -256,14 +274,31 @@ class Interlock:
         log.info("%s says that the sphere is lifted", by)
 
     def arm(self, *, by: str) -> None:
-        """Allow moves, knowingly.
+        """Allow moves, knowingly. With a contact guard the stage is asked where z is.
 
         Raises
         ------
         RefusedError
-            A fault is latched, the controller was not heard from, or a contact guard is silent or overloaded.
+            A fault is latched, or the controller was not heard from. With a contact guard: it is silent, overloaded or
+            at its set point, or z is not at its end away from the sphere and nobody said that the sphere is lifted.
+        LinkError
+            The stage does not say where z is.
         """
         self._named(by)
+        self._check_arm()
+        if self.rules.contact and not self._lifted:
+            left_um = self._stage.from_away_um()
+            if not left_um <= ARRIVED_UM:
+                raise RefusedError(
+                    f"z is {left_um:.3f} um from its end away from the sphere, which it may touch: retract (park), or "
+                    "lift the sphere and say so (sphere_lifted)"
+                )
+        with self._lock:
+            self._check_arm()  # again: much may have happened meanwhile
+            self._state, self._why, self._lifted, self._crept_um = State.ARMED, None, False, 0.0
+        log.info("armed by %s", by)
+
+    def _check_arm(self) -> None:
         with self._lock:
             if self._state is State.FAULT:
                 raise RefusedError(f"a fault is latched ({self._why}): a person has to look and reset it first")
@@ -273,8 +308,8 @@ class Interlock:
                 raise RefusedError("the position is unknown: reconnect to the PZT controller and read it, then arm")
             if self.rules.contact:
                 self._require_contact()
-            self._state, self._why, self._lifted = State.ARMED, None, False
-        log.info("armed by %s", by)
+                if self._touches:
+                    raise RefusedError("the contact is at its set point: retract (park), or lift the sphere, then arm")
 
     def begin_approach(self, here_um: PositionUm) -> None:
         """From ARMED: allow small steps towards the sphere, from here on."""
@@ -284,7 +319,8 @@ class Interlock:
             if not self.rules.contact:
                 raise RefusedError("no contact guard is fitted, so nothing would end an approach: configure one")
             self._require_contact()
-            self._lifted = False
+            self._lifted = self._fresh = False
+            self._stepped_s = self._clock()
             self._approach_from, self._nearest_z_um = (here_um.z, self._clock()), here_um.z
             self._state = State.APPROACHING
         log.info("approaching from %s", here_um)
@@ -320,6 +356,7 @@ class Interlock:
             if self._overloaded:
                 raise RefusedError("the contact is still overloaded: lift the sphere, then reset")
             self._state, self._why, self._lifted, self._polled_s = State.DISARMED, None, False, None
+        self._retraction.give_up()
         log.warning("fault reset by %s", by)
 
     def tick(self) -> None:
@@ -335,29 +372,36 @@ class Interlock:
         if why is not None:
             self._fault(why)
 
+    def wait_retracted(self, *, timeout_s: float) -> bool:
+        """Whether the retraction of a fault has arrived, within so many seconds; True where there was none."""
+        return self._retraction.wait(timeout_s)
+
+    def close(self) -> None:
+        """Give up a retraction that has not arrived: nothing is left to be told. Idempotent."""
+        self._retraction.give_up()
+        self._retraction.wait(CLOSE_S)
+
     def _fault(self, why: str) -> None:
         with self._lock:
             if self._state is State.FAULT:
                 return
-            self._state, self._why = State.FAULT, why
+            self._state, self._why, self._crept_um = State.FAULT, why, 0.0
         log.error("FAULT: %s; stopping and retracting", why)
-        self._retract()
+        self._retraction.begin(self._failed, follow=True)
 
-    def _retract(self) -> None:
-        actions: list[tuple[str, Callable[[], None]]] = [("stop", self._stage.stop)]
-        z: tuple[str, Callable[[], None]] = ("retract z", self._stage.retract_z)
-        up = [] if self._focus is None else [("lift the focus", self._focus.focus_up)]
-        actions += [z, *up] if self.rules.mount == "cantilever" else [*up, z]
-        with contextlib.ExitStack() as stack:  # runs every action, whatever the one before it raised
-            for name, action in reversed(actions):
-                stack.callback(self._attempt, name, action)
+    def _failed(self, what: str) -> None:
+        with self._lock:
+            self._why = f"{self._why}; {what}"
+        log.critical("%s; cut the power", what)
 
-    def _attempt(self, name: str, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except FirmwareError as exc:
-            self._why = f"{self._why}; could not {name}: {exc}"
-            log.critical("could not %s, cut the power: %s", name, exc)
+    def _stands_still(self, sideways_um: float) -> bool:
+        if sideways_um > self.rules.hold_um:
+            return False
+        if self._state in (State.DISARMED, State.FAULT):  # many small ways are a long one
+            if self._crept_um + sideways_um > self.rules.hold_um:
+                return False
+            self._crept_um += sideways_um
+        return True
 
     def _check_approach(self, target_z_um: float, towards_um: float, sideways_um: float) -> None:
         if sideways_um > self.rules.hold_um:
@@ -371,7 +415,7 @@ class Interlock:
             raise RefusedError(f"no contact within {self.rules.approach_s:g} s: retract, and look")
         if not self._fresh:
             raise RefusedError("no contact sample came since the last step: wait for one before the next")
-        self._fresh = False
+        self._fresh, self._stepped_s = False, self._clock()
         sign = self.rules.z_sign
         self._nearest_z_um = sign * max(sign * self._nearest_z_um, sign * target_z_um)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from .errors import FirmwareError, LinkError, OutOfRangeError
@@ -16,14 +17,28 @@ log = logging.getLogger(__name__)
 ARMED = (State.ARMED, State.APPROACHING, State.ENGAGED)
 
 
+class Looped(Protocol):
+    """A controller."""
+
+    def open_loops(self) -> str:
+        """Which axes are not under our control, in words; empty when all are."""
+
+
 class Polled(Protocol):
     """What is asked: a PztStage guarded by the interlock, which hears of each answer."""
+
+    @property
+    def controller(self) -> Looped:
+        """What it speaks to."""
 
     def position_um(self) -> PositionUm:
         """Measured."""
 
-    def servo_is_on(self) -> bool:
-        """Whether all axes are in closed loop."""
+    def ask(self, question: Callable[[], str]) -> str:
+        """Ask the controller something."""
+
+    def invalidate(self, why: str) -> None:
+        """Position and contact are unknown; nothing moves until the servo is closed knowingly."""
 
 
 class Watch:
@@ -59,8 +74,10 @@ class Watch:
             while not self._stop.wait(self._period_s):
                 try:
                     self._stage.position_um()
-                    if self._interlock.state in ARMED and not self._stage.servo_is_on():
-                        self._interlock.lost("a servo is off: a reboot, a power cut, or the front switch")
+                    if self._interlock.state in ARMED:
+                        open_loops = self._stage.ask(self._stage.controller.open_loops)
+                        if open_loops:
+                            self._stage.invalidate(f"{open_loops}: a reboot, a power cut, or the front panel")
                     silent = False
                 except FirmwareError as exc:
                     if not silent:

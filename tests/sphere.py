@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from types import SimpleNamespace
+from collections.abc import Iterator
 
-from firmware_bridge.approach import PztRetraction
 from firmware_bridge.contact import ContactMonitor, Sample, Thresholds
 from firmware_bridge.errors import LinkTimeoutError, StoppedError
 from firmware_bridge.position import Box, PositionUm
+from firmware_bridge.retraction import PztRetraction
 from firmware_bridge.safety import Interlock, Rules
 from firmware_bridge.simulator.cantilever import SimulatedCantilever
 
@@ -29,8 +30,8 @@ class Bench:
         self.stopped = False
         self.on_move = lambda: None
         self.away_um = TRAVEL.high.z if (rules or {}).get("z_sign", 1) < 0 else TRAVEL.low.z
-        self.ready = True
-        self.controller = SimpleNamespace(axes=("1", "2", "3"), set=self._command)
+        self.stops = 0  # in all, and before the series began
+        self.before: int | None = None
         retraction = PztRetraction(z_sign=(rules or {}).get("z_sign", 1))
         retraction.bind(self)
         self.interlock = Interlock(
@@ -41,6 +42,7 @@ class Bench:
         )
         self.monitor = SteppedMonitor(self)
         self.pass_time(0.05)
+        self.interlock.sphere_lifted(by="a tester")
         self.interlock.arm(by="a tester")
 
     def pass_time(self, seconds: float) -> None:
@@ -55,11 +57,23 @@ class Bench:
     def position_um(self) -> PositionUm:
         return self.at_um
 
+    rest_um = position_um
+
+    @contextlib.contextmanager
+    def series(self) -> Iterator[None]:
+        outer, self.before = self.before, self.stops if self.before is None else self.before
+        try:
+            yield
+        finally:
+            self.before = outer
+
     def move_to(
         self, target_um: PositionUm, *, timeout_s: float = 5.0, unless: threading.Event | None = None
     ) -> PositionUm:
         if unless is not None and unless.is_set():
             raise StoppedError("the series was stopped")
+        if self.before not in (None, self.stops):
+            raise StoppedError("stopped before this move")
         self.interlock.check_move(self.at_um, target_um)
         self.stopped = False
         self.on_move()
@@ -75,11 +89,13 @@ class Bench:
 
     def stop(self) -> None:
         self.done.append(("stop", self.now_s))
-        self.stopped = True
+        self.stopped, self.stops = True, self.stops + 1
 
-    def _command(self, mnemonic: str, values: dict[str, float]) -> None:
-        assert (mnemonic, values) == ("MOV", {"3": self.away_um})
-        self.park()
+    def retreat(self, z_um: float) -> None:
+        assert z_um == self.away_um
+        self.done.append(("retreat", self.now_s))
+        self.stopped, self.stops = True, self.stops + 1
+        self.at_um = self.at_um._replace(z=z_um)
 
     def park(self) -> None:
         self.done.append(("park", self.now_s))

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware_bridge.approach import PztRetraction
 from firmware_bridge.autofocus import autofocus, sharpness
 from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError, StoppedError
 from firmware_bridge.focus import open_focus
+from firmware_bridge.retraction import PztRetraction
 from firmware_bridge.safety import Interlock, Rules
 from firmware_bridge.simulator.esp301 import Esp301Server, SimulatedEsp301
 from tests.sphere import TRAVEL
@@ -277,6 +277,7 @@ def instrument():
             interlock.polled()
             interlock.arm(by="a tester")
             yield esp301, stage, interlock
+            interlock.close()
 
 
 def test_the_focus_is_found_by_a_real_driver(instrument):

@@ -21,8 +21,9 @@ class Guard:
         self.ticks = 0
         self.called = threading.Event()
 
-    def sampled(self) -> None:
+    def sampled(self, asked_s: float, *, touches: bool) -> None:
         self.told.append("sampled")
+        self.asked_s, self.touches = asked_s, touches
 
     def overload(self, why: str) -> None:
         self.told.append(why)
@@ -106,6 +107,24 @@ def test_a_sensor_that_stops_answering_is_stale_after_two_and_a_half_periods():
         bench.monitor.latest()
 
 
+def test_a_sample_that_comes_too_late_does_not_hide_that_there_was_none():
+    bench = Bench(1.0)
+    bench.step()
+    bench.now_s += 0.09  # the thread was held up
+    (why, told) = bench.step()
+    assert "stale for 0.095 s: the ADC or the machine is held up" in why
+    assert told == "sampled"
+    assert bench.step() == ["sampled"]
+
+
+def test_the_guard_is_told_when_a_sample_was_asked_for_and_whether_it_touches():
+    bench = Bench(1.0, 2.1)
+    bench.step()
+    assert (bench.guard.asked_s, bench.guard.touches) == (bench.now_s, False)
+    bench.step()
+    assert (bench.guard.asked_s, bench.guard.touches) == (bench.now_s, True)
+
+
 def test_a_sensor_that_never_answered_is_stale_too():
     assert "stale" in Bench(LinkError("bus error")).step(3)[0]
 
@@ -142,9 +161,9 @@ def test_an_overload_is_told_exactly_when_the_last_readings_all_say_so_or_there_
         if value != "silent":
             over = value == "out of range" or not 0.2 <= value < 2.5
             bad = bad + 1 if over else 0
+        stale = bench.now_s - good_s > bench.monitor.stale_s + 1e-12  # also where this one is good
         if value not in ("silent", "out of range"):
             good_s = bench.now_s
-        stale = bench.now_s - good_s > bench.monitor.stale_s + 1e-12
         confirmed = value != "silent" and bad >= debounce
         assert any(why != "sampled" for why in told) == (stale or confirmed)
         assert ("sampled" in told) == (value != "silent" and bad == 0)

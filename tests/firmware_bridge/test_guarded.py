@@ -21,7 +21,7 @@ from firmware_bridge.simulator.esp301 import Esp301Server, SimulatedEsp301
 from tests.sphere import LIMITS, TRAVEL
 
 ME = "a tester"
-PARTS = {"contact", "watch", "focus lift"}
+PARTS = {"contact", "watch", "focus lift", "retraction"}
 
 
 class Instrument:
@@ -49,6 +49,12 @@ class Instrument:
         return open_guarded(rules, self.stage, period_s=0.01, **keywords)
 
 
+def arm(instrument) -> None:
+    """Near the sphere, which needs a person's word."""
+    instrument.interlock.sphere_lifted(by=ME)
+    instrument.interlock.arm(by=ME)
+
+
 @pytest.fixture
 def parts():
     esp301 = SimulatedEsp301()
@@ -67,7 +73,7 @@ def test_the_focus_is_up_before_the_servo_closes_and_nothing_moves_before_it_is_
             instrument.stage.move_to(PositionUm(51, 50, 6.9))
         with pytest.raises(RefusedError, match="not armed"):
             instrument.focus.move_to(1000.0)
-        instrument.interlock.arm(by=ME)
+        arm(instrument)
         instrument.stage.move_to(PositionUm(51, 50, 6.9))
     assert parts.closed == ["reader"]
 
@@ -75,7 +81,7 @@ def test_the_focus_is_up_before_the_servo_closes_and_nothing_moves_before_it_is_
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, LinkError("gone")])
 def test_it_is_retracted_when_it_is_left_in_contact_whatever_ended_it(parts, error):
     with contextlib.suppress(KeyboardInterrupt, LinkError), parts.open() as instrument:
-        instrument.interlock.arm(by=ME)
+        arm(instrument)
         approach(instrument.stage, instrument.monitor, instrument.interlock, step_um=0.02)
         assert instrument.interlock.state is State.ENGAGED
         if error is not None:
@@ -85,31 +91,94 @@ def test_it_is_retracted_when_it_is_left_in_contact_whatever_ended_it(parts, err
 
 def test_an_overload_lifts_the_focus_and_retracts_the_stage(parts):
     with parts.open() as instrument:
-        instrument.interlock.arm(by=ME)
+        arm(instrument)
         before_um = instrument.focus.position_um()
         instrument.interlock.overload("3 V")
+        assert instrument.interlock.wait_retracted(timeout_s=5.0)
         assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.02)
-        until_lifted = threading.Event()
-        for _ in range(500):
-            if instrument.focus.position_um() == pytest.approx(before_um + 100.0, abs=0.1):
-                break
-            until_lifted.wait(0.01)
-        else:
-            pytest.fail("the focus was not lifted")
+        until(lambda: instrument.focus.position_um() == pytest.approx(before_um + 100.0, abs=0.1))
+
+
+def test_leaving_right_after_a_fault_waits_for_the_retraction_and_the_lift(parts):
+    with parts.open() as instrument:
+        arm(instrument)
+        before_um = instrument.focus.position_um()
+        instrument.interlock.overload("3 V")
+    assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.05)
+    until(lambda: 1e3 * parts.esp301.position_mm == pytest.approx(before_um + 100.0, abs=0.1))
+
+
+def test_a_focus_that_could_not_be_lifted_is_said_when_it_is_left(parts, monkeypatch):
+    def focus_up(*, wait: bool = False) -> None:
+        raise LinkError("unplugged")
+
+    def overloaded() -> None:
+        with parts.open() as instrument:
+            arm(instrument)
+            monkeypatch.setattr(instrument.focus, "focus_up", focus_up)
+            instrument.interlock.overload("3 V")
+
+    with pytest.raises(LinkError, match="unplugged"):
+        overloaded()
+    assert parts.closed == ["reader"]
+
+
+def test_a_link_that_fails_as_it_is_left_in_contact_does_not_leave_it_there(parts):
+    with parts.open() as instrument:
+        arm(instrument)
+        approach(instrument.stage, instrument.monitor, instrument.interlock, step_um=0.02)
+        parts.simulator.faults.inject("garbage", times=3)
+    assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_ctrl_c_that_comes_as_it_is_left_in_contact_does_not_leave_it_there(parts, monkeypatch):
+    def left() -> None:
+        with parts.open() as instrument:
+            arm(instrument)
+            approach(instrument.stage, instrument.monitor, instrument.interlock, step_um=0.02)
+            park, interrupts = instrument.stage.park, [KeyboardInterrupt()]
+
+            def interrupted() -> None:
+                if interrupts:
+                    raise interrupts.pop()
+                park()
+
+            monkeypatch.setattr(instrument.stage, "park", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        left()
+    assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.05)
+
+
+def test_after_a_crash_in_contact_it_is_not_armed(parts):
+    with parts.open() as instrument:
+        with pytest.raises(RefusedError, match="from its end away from the sphere"):
+            instrument.interlock.arm(by=ME)
+        instrument.stage.park()  # which is always allowed
+        instrument.interlock.arm(by=ME)
+
+
+def until(condition) -> None:
+    tick = threading.Event()
+    for _ in range(500):
+        if condition():
+            return
+        tick.wait(0.01)
+    pytest.fail("not within 5 s")
 
 
 def test_with_a_cantilever_the_servo_is_closed_by_a_persons_word_only(parts):
     with pytest.raises(RefusedError, match="--sphere-lifted"), parts.open("cantilever"):
         pass
     with parts.open("cantilever", lifted_by=ME) as instrument:
-        instrument.interlock.arm(by=ME)
+        arm(instrument)
 
 
 def test_without_focus_and_contact_there_is_still_an_interlock(parts):
     with parts.open(open_focus=None, open_reader=None, thresholds=None, lifted_by=ME) as instrument:
         assert instrument.focus is instrument.monitor is None
         assert instrument.interlock.rules.contact is False
-        instrument.interlock.arm(by=ME)
+        arm(instrument)
         instrument.stage.move_to(PositionUm(51, 50, 6.5))
 
 

@@ -173,6 +173,33 @@ def test_a_scan_that_is_stopped_makes_no_further_step():
     assert bench.at_um.x == pytest.approx(51)
 
 
+def test_a_scan_ends_after_a_stop_that_falls_between_two_of_its_moves():
+    bench = Bench()
+    stage = scanned(bench)
+    samples, original = [], bench.monitor.wait
+
+    def wait(*arguments, **keywords):
+        samples.append(bench.at_um.x)
+        if len(samples) == 3:
+            bench.stop()
+        return original(*arguments, **keywords)
+
+    bench.monitor.wait = wait
+    with pytest.raises(StoppedError):
+        stage.move_to(PositionUm(60, 50, 0))
+    assert bench.at_um.x == samples[2]
+
+
+def test_a_way_begins_where_the_stage_rests_and_not_at_one_reading():
+    bench = Bench()
+    stage = scanned(bench)
+    bench.position_um = lambda: bench.at_um._replace(y=58.1)  # one digit off
+    ways: list[PositionUm] = []
+    bench.on_move = lambda: ways.append(bench.at_um)
+    stage.move_to(PositionUm(54, 50, 0))
+    assert {at_um.y for at_um in ways} == {50}
+
+
 def test_an_overload_during_a_scan_ends_it_retracted_and_latched():
     bench = Bench()
     stage = scanned(bench)
@@ -183,6 +210,6 @@ def test_an_overload_during_a_scan_ends_it_retracted_and_latched():
     bench.on_move = knock
     with pytest.raises(RefusedError):
         stage.move_to(PositionUm(60, 50, 0))
-    assert [name for name, _ in bench.done] == ["stop", "park", "focus"]
+    assert [name for name, _ in bench.done] == ["retreat", "focus"]
     assert bench.interlock.state is State.FAULT
     assert bench.at_um.z == 0.0

@@ -23,17 +23,20 @@ class Instrument:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.broken: set[str] = set()
+        self.left_um = 0.0
 
     def _do(self, action: str) -> None:
         self.done.append(action)
         if action in self.broken:
             raise LinkError(f"{action} does not work")
 
-    def stop(self) -> None:
-        self._do("stop")
-
     def retract_z(self) -> None:
         self._do("z")
+
+    def from_away_um(self) -> float:
+        if "away" in self.broken:
+            raise LinkError("garbled")
+        return self.left_um
 
     def focus_up(self, *, wait: bool = False) -> None:
         self.waited = wait
@@ -53,7 +56,10 @@ class Bench:
 
     def alive(self) -> None:
         self.interlock.polled()
-        self.interlock.sampled()
+        self.sampled()
+
+    def sampled(self, *, touches: bool = False) -> None:
+        self.interlock.sampled(self.now_s, touches=touches)
 
     def to(self, state: State) -> Interlock:
         self.alive()
@@ -62,6 +68,7 @@ class Bench:
         self.interlock.arm(by=ME)
         if state in (State.APPROACHING, State.ENGAGED):
             self.interlock.begin_approach(HERE)
+            self.sampled()
         if state is State.ENGAGED:
             self.interlock.engage(HERE)
         if state is State.FAULT:
@@ -182,7 +189,7 @@ def test_a_persons_word_that_the_sphere_is_lifted_does_not_last_for_ever(end):
         interlock.retracted(moved(z=-1))
     else:
         interlock.overload("a test")
-        interlock.sampled()
+        bench.sampled()
         interlock.reset(by=ME)
     with pytest.raises(RefusedError, match="--sphere-lifted"):
         interlock.check_servo()
@@ -201,11 +208,10 @@ def test_nobody_can_say_that_the_sphere_is_lifted_while_it_touches(state):
 def test_losing_the_controller_near_the_sphere_retracts_what_still_can_be(state):
     bench = Bench("objective")
     interlock = bench.to(state)
-    bench.parts.broken |= {"stop", "z"}
+    bench.parts.broken.add("z")
     interlock.lost("the link broke")
     assert interlock.state is State.FAULT
-    assert bench.parts.done == ["stop", "focus", "z"]
-    assert "could not stop" in interlock.why
+    assert bench.parts.done == ["focus", "z"]
     assert "could not retract z" in interlock.why
 
 
@@ -231,7 +237,7 @@ def test_losing_the_controller_retracts_unless_the_sphere_is_lifted(lifted):
     if lifted:
         interlock.sphere_lifted(by=ME)
     interlock.lost("the link broke")
-    assert bench.parts.done == ([] if lifted else ["stop", "focus", "z"])
+    assert bench.parts.done == ([] if lifted else ["focus", "z"])
     bench.parts.done.clear()
     interlock.lost("the link broke")
     assert bench.parts.done == []
@@ -266,7 +272,7 @@ def test_a_contact_guard_that_falls_silent_near_the_sphere_is_an_overload(state)
         interlock.check_move(HERE, moved(z=0.01))
     interlock.tick()
     assert interlock.state is State.FAULT
-    assert bench.parts.done == ["stop", "z", "focus"]
+    assert bench.parts.done == ["z", "focus"]
 
 
 def test_with_a_guard_nothing_is_armed_before_the_guard_is_alive():
@@ -274,6 +280,38 @@ def test_with_a_guard_nothing_is_armed_before_the_guard_is_alive():
     bench.interlock.polled()
     with pytest.raises(RefusedError, match="contact guard is silent"):
         bench.interlock.arm(by=ME)
+
+
+def test_with_a_guard_nothing_is_armed_that_may_have_been_left_in_contact():
+    bench = Bench(contact=True)
+    bench.alive()
+    bench.parts.left_um = 7.0
+    with pytest.raises(RefusedError, match=r"z is 7\.000 um from its end"):
+        bench.interlock.arm(by=ME)
+    bench.parts.broken.add("away")
+    with pytest.raises(LinkError, match="garbled"):
+        bench.interlock.arm(by=ME)
+    bench.interlock.sphere_lifted(by=ME)
+    bench.sampled(touches=True)
+    with pytest.raises(RefusedError, match="at its set point"):
+        bench.interlock.arm(by=ME)
+    bench.sampled()
+    bench.interlock.arm(by=ME)
+    assert bench.interlock.state is State.ARMED
+
+
+def test_what_happens_while_the_stage_says_where_it_is_keeps_it_from_being_armed():
+    bench = Bench(contact=True)
+    bench.alive()
+
+    def asked() -> float:
+        bench.interlock.overload("3 V")
+        return 0.0
+
+    bench.parts.from_away_um = asked
+    with pytest.raises(RefusedError, match="a fault is latched"):
+        bench.interlock.arm(by=ME)
+    assert bench.interlock.state is State.FAULT
 
 
 def test_with_a_guard_z_goes_towards_the_sphere_by_an_approach_only():
@@ -293,10 +331,11 @@ def test_towards_the_sphere_is_where_z_sign_says():
 
 
 def test_an_overload_is_still_an_overload_when_somebody_wants_to_reset():
-    interlock = Bench().to(State.FAULT)
+    bench = Bench()
+    interlock = bench.to(State.FAULT)
     with pytest.raises(RefusedError, match="still overloaded"):
         interlock.reset(by=ME)
-    interlock.sampled()
+    bench.sampled()
     interlock.reset(by=ME)
     assert interlock.state is State.DISARMED
 
@@ -310,7 +349,7 @@ def test_an_approach_takes_small_steps_of_z_alone_each_after_a_sample():
     interlock.check_move(HERE, moved(z=0.05))
     with pytest.raises(RefusedError, match="no contact sample came since"):
         interlock.check_move(HERE, moved(z=0.05))
-    interlock.sampled()
+    bench.sampled()
     with pytest.raises(OutOfRangeError, match=r"at most 0\.05 um"):
         interlock.check_move(HERE, moved(z=0.08))
     with pytest.raises(RefusedError, match="sideways"):
@@ -318,12 +357,30 @@ def test_an_approach_takes_small_steps_of_z_alone_each_after_a_sample():
     interlock.check_move(HERE, moved(z=0.05))
 
 
+def test_a_sample_that_was_asked_for_before_a_step_says_nothing_of_what_it_did():
+    bench = Bench()
+    interlock = bench.to(State.ARMED)
+    asked_s = bench.now_s
+    bench.now_s += 0.01
+    interlock.begin_approach(HERE)
+    interlock.sampled(asked_s, touches=False)  # on its way since before
+    with pytest.raises(RefusedError, match="no contact sample came since"):
+        interlock.check_move(HERE, moved(z=0.01))
+    bench.sampled()
+    asked_s = bench.now_s
+    bench.now_s += 0.01
+    interlock.check_move(HERE, moved(z=0.01))
+    interlock.sampled(asked_s, touches=False)
+    with pytest.raises(RefusedError, match="no contact sample came since"):
+        interlock.check_move(HERE, moved(z=0.01))
+
+
 def test_an_approach_has_a_bounded_way():
     bench = Bench(approach_step_um=0.05, approach_travel_um=0.1)
     interlock = bench.to(State.APPROACHING)
     for step in (0.05, 0.1):
         interlock.check_move(moved(z=step - 0.05), moved(z=step))
-        interlock.sampled()
+        bench.sampled()
     with pytest.raises(OutOfRangeError, match=r"no contact within 0\.1 um"):
         interlock.check_move(moved(z=0.1), moved(z=0.12))
 
@@ -381,9 +438,7 @@ def test_away_is_counted_from_where_the_sphere_was_nearest(sign):
     interlock.retracted(moved(z=-sign * 0.71))
 
 
-@pytest.mark.parametrize(
-    ("mount", "order"), [("cantilever", ["stop", "z", "focus"]), ("objective", ["stop", "focus", "z"])]
-)
+@pytest.mark.parametrize(("mount", "order"), [("cantilever", ["z", "focus"]), ("objective", ["focus", "z"])])
 @pytest.mark.parametrize("state", [State.DISARMED, State.ARMED, State.APPROACHING, State.ENGAGED])
 def test_an_overload_stops_and_retracts_in_the_order_of_the_mount_from_every_state(mount, order, state):
     bench = Bench(mount)
@@ -395,22 +450,22 @@ def test_an_overload_stops_and_retracts_in_the_order_of_the_mount_from_every_sta
 
 
 @pytest.mark.parametrize("mount", ["cantilever", "objective"])
-@pytest.mark.parametrize("broken", ["stop", "z", "focus"])
+@pytest.mark.parametrize("broken", ["z", "focus"])
 def test_an_action_that_fails_does_not_keep_the_others_from_being_done(mount, broken):
     bench = Bench(mount)
     bench.parts.broken.add(broken)
     interlock = bench.to(State.ENGAGED)
     interlock.overload("3 V")
-    assert sorted(bench.parts.done) == ["focus", "stop", "z"]
+    assert sorted(bench.parts.done) == ["focus", "z"]
     assert "does not work" in interlock.why
 
 
 def test_even_a_bug_in_one_action_does_not_keep_the_others_from_being_done():
     bench = Bench("cantilever")
-    bench.parts.stop = lambda: 1 / 0
+    bench.parts.retract_z = lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
         bench.to(State.ENGAGED).overload("3 V")
-    assert bench.parts.done == ["z", "focus"]
+    assert bench.parts.done == ["focus"]
     assert bench.interlock.state is State.FAULT
 
 
@@ -421,11 +476,23 @@ def test_the_retraction_itself_is_allowed_while_the_fault_is_latched():
         interlock.check_move(HERE, moved(x=1, z=-1))
 
 
+@pytest.mark.parametrize("state", [State.DISARMED, State.FAULT])
+def test_many_small_ways_sideways_do_not_pass_for_retractions(state):
+    interlock = Bench(hold_um=0.02).to(state)
+    at = HERE
+    for way_um in (0.019, 0.0005):
+        interlock.check_move(at, at._replace(x=at.x + way_um))
+        at = at._replace(x=at.x + way_um)
+    with pytest.raises(RefusedError):
+        interlock.check_move(at, at._replace(x=at.x + 0.019))
+    interlock.check_move(at, at._replace(z=0.0))
+
+
 def test_the_fault_is_latched_before_anything_is_retracted():
     bench = Bench()
     interlock = bench.to(State.ENGAGED)
     seen = []
-    bench.parts.stop = lambda: seen.append(interlock.state)
+    bench.parts.retract_z = lambda: seen.append(interlock.state)
     interlock.overload("3 V")
     assert seen == [State.FAULT]
 
@@ -448,16 +515,16 @@ def test_an_action_may_report_its_own_exchange_from_another_thread_while_a_fault
     bench = Bench()
     interlock = bench.to(State.ENGAGED)
 
-    def stop() -> None:
+    def retract_z() -> None:
         other = threading.Thread(target=interlock.polled)
         other.start()
         other.join(5)
         assert not other.is_alive()
-        bench.parts.done.append("stop")
+        bench.parts.done.append("z")
 
-    bench.parts.stop = stop
+    bench.parts.retract_z = retract_z
     interlock.overload("3 V")
-    assert bench.parts.done == ["stop", "z", "focus"]
+    assert bench.parts.done == ["z", "focus"]
 
 
 # -- rule 8: the watchdog ---------------------------------------------------------------------------------------------
@@ -468,16 +535,16 @@ def test_a_controller_that_does_not_answer_for_two_seconds_is_a_fault(state):
     bench = Bench()
     interlock = bench.to(state)
     bench.now_s += 2.0
-    interlock.sampled()
+    bench.sampled()
     interlock.tick()
     assert interlock.state is state
     bench.now_s += 0.01
-    interlock.sampled()
+    bench.sampled()
     with pytest.raises(RefusedError):
         interlock.check_move(HERE, moved(x=0.03))
     interlock.tick()
     assert interlock.state is State.FAULT
-    assert bench.parts.done == ["stop", "z", "focus"]
+    assert bench.parts.done == ["z", "focus"]
 
 
 def test_the_watchdogs_time_is_the_configurations():
@@ -543,7 +610,7 @@ ARROWS = {  # the drawing, as data; an event that is not named changes nothing
 um = st.floats(-0.2, 10.2) | st.sampled_from([math.nan, math.inf, 0.0, 5.0])
 positions = st.builds(PositionUm, st.floats(40, 60), st.floats(40, 60), um)
 events = st.one_of(
-    *(st.tuples(st.just(name)) for name in ("polled", "sampled", "tick", "arm", "reset", "sphere_lifted", "alive")),
+    *(st.tuples(st.just(name)) for name in ("polled", "touches", "tick", "arm", "reset", "sphere_lifted", "alive")),
     st.tuples(st.sampled_from(["lost", "overload"]), st.just("why")),
     st.tuples(st.sampled_from(["begin_approach", "engage", "retracted"]), positions),
     st.tuples(st.just("wait"), st.sampled_from([0.05, 0.2, 3.0])),
@@ -557,7 +624,7 @@ events = st.one_of(
 def test_no_sequence_of_events_takes_an_arrow_that_is_not_drawn_or_moves_what_must_not(mount, contact, sequence):
     bench = Bench(mount, contact=contact)
     interlock, parts, rules = bench.interlock, bench.parts, bench.rules
-    order = ["stop", "z", "focus"] if mount == "cantilever" else ["stop", "focus", "z"]
+    order = ["z", "focus"] if mount == "cantilever" else ["focus", "z"]
     creeping = HERE
     for name, *arguments in sequence:
         before, lifted = interlock.state, interlock._lifted
@@ -567,6 +634,8 @@ def test_no_sequence_of_events_takes_an_arrow_that_is_not_drawn_or_moves_what_mu
                 bench.now_s += arguments[0]
             elif name == "alive":
                 bench.alive()
+            elif name == "touches":
+                bench.sampled(touches=True)
             elif name in ("arm", "reset", "sphere_lifted"):
                 getattr(interlock, name)(by=ME)
             elif name in ("move", "creep"):

@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from firmware_bridge.approach import PztRetraction, approach
+from firmware_bridge.approach import approach
 from firmware_bridge.contact import ContactMonitor, Thresholds
 from firmware_bridge.errors import FirmwareError, LinkError, OutOfRangeError, RefusedError
 from firmware_bridge.position import Box, PositionUm
 from firmware_bridge.pzt import open_stage
+from firmware_bridge.retraction import PztRetraction
 from firmware_bridge.safety import Interlock, Rules, State
 from firmware_bridge.simulator import Simulator
 from firmware_bridge.simulator.cantilever import SimulatedCantilever
@@ -57,7 +58,10 @@ def bench(*, contact: bool = False, z_um: float = 5.0, profile: str = "e727", **
         retraction.bind(stage)
         assert focus.lifted == 1, "before the servo was closed"
         focus.lifted = 0
-        yield Bench(stage, simulator, interlock, retraction, focus, sent)
+        try:
+            yield Bench(stage, simulator, interlock, retraction, focus, sent)
+        finally:
+            interlock.close()
 
 
 def until(condition, seconds: float = 5.0) -> None:
@@ -108,7 +112,7 @@ def test_a_controller_that_falls_silent_is_stopped_and_what_can_be_is_retracted(
 
         until(lifted)
         assert b.interlock.state is (State.DISARMED if reply_timeout_s < 0.4 else State.FAULT)
-        assert b"\x18" in b.sent, "the stop was sent all the same"
+        assert any(data.startswith(b"\x18") for data in b.sent), "the stop was sent all the same"
         b.simulator.faults.clear()
 
 
@@ -120,6 +124,21 @@ def test_a_servo_that_opens_while_nothing_moves_is_noticed(fault):
         b.simulator.faults.inject(fault)
         until(lambda: b.interlock.state is not State.ARMED)
         assert "servo" in b.interlock.why
+        assert not b.stage.ready, "it is to be closed knowingly"
+        b.stage.position_um()
+        b.interlock.arm(by=ME)
+        with pytest.raises(RefusedError, match="servo is off"):
+            b.stage.move_to(PositionUm(51, 50, 5))
+
+
+def test_a_channel_that_goes_offline_at_the_front_panel_is_noticed():
+    with bench(profile="e517") as b, Watch(b.stage, b.interlock, period_s=0.05):
+        b.stage.position_um()
+        b.interlock.arm(by=ME)
+        b.stage.controller.set("ONL", {"1": False})
+        until(lambda: b.interlock.state is not State.ARMED)
+        assert "channel 1 is offline" in b.interlock.why
+        assert not b.stage.ready
 
 
 def test_a_front_switch_that_opens_the_servo_disarms():
@@ -139,6 +158,7 @@ def test_a_reboot_near_the_sphere_is_a_latched_fault_and_lifts_the_focus():
         sensor = SimulatedCantilever(b.simulator.pose_um, tilt=(0.0, 0.0))
         with ContactMonitor(sensor, Thresholds(1.2, 2.0), guard=b.interlock, period_s=0.01, stale_s=0.1) as monitor:
             monitor.wait()
+            b.interlock.sphere_lifted(by=ME)
             b.interlock.arm(by=ME)
             approach(b.stage, monitor, b.interlock, step_um=0.02)
             b.simulator.faults.inject("reboot")
@@ -174,8 +194,9 @@ def test_after_a_reconnection_nothing_moves_until_the_servo_is_closed_and_it_is_
 
 def test_an_overload_stops_a_move_that_is_under_way_and_retracts():
     with bench(contact=True, velocity_um_s=20.0) as b:
-        b.interlock.sampled()
+        b.interlock.sampled(time.monotonic(), touches=False)
         b.stage.position_um()
+        b.interlock.sphere_lifted(by=ME)
         b.interlock.arm(by=ME)
         errors: list[BaseException] = []
 
@@ -190,6 +211,7 @@ def test_an_overload_stops_a_move_that_is_under_way_and_retracts():
         until(lambda: b.simulator.pose_um().x > 50.5)
         b.interlock.overload("3 V")
         mover.join(5)
+        assert b.interlock.wait_retracted(timeout_s=5.0)
         assert b.simulator.pose_um().z == pytest.approx(0.0, abs=0.02)
         assert b.simulator.pose_um().x < 60
         assert "stopped" in str(errors[0])
@@ -246,6 +268,7 @@ def test_after_an_overload_no_thread_gets_leave_to_move_however_they_fall():
     time.sleep(0.05)
     interlock.overload("3 V")
     latched_s = time.perf_counter()
+    interlock.close()
     for thread in threads:
         thread.join(5)
         assert not thread.is_alive()
