@@ -12,7 +12,7 @@ import click
 
 from . import gcs
 from .boards import BOARDS
-from .errors import FirmwareError, OutOfRangeError
+from .errors import FirmwareError, OutOfRangeError, RefusedError
 from .focus_commands import contact, focus
 from .json_option import json_option
 from .pzt import PositionUm, PztStage, open_stage
@@ -20,6 +20,9 @@ from .simulator.commands import simulate
 from .trigger import SimulatedTriggerLine, open_trigger
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# How far z may be measured from where it was sent to without being on its way.
+STILL_UM = 0.02
 
 
 class BadValueError(click.ClickException):
@@ -96,12 +99,45 @@ def status(port: str, profile: str | None, baud: int, as_json: IO[str] | None) -
         _print(_report(stage), as_json)
 
 
+class ByHand:
+    """No interlock is at work in this command: what could touch or jump needs a person's word."""
+
+    def __init__(self, *, nearer: bool, sphere_lifted: bool, z_sign: int) -> None:
+        self.nearer, self.sphere_lifted, self._z_sign = nearer, sphere_lifted, z_sign
+
+    def check_move(self, here_um: PositionUm, target_um: PositionUm) -> None:
+        """See guard.MotionGuard."""
+        towards_um = (target_um.z - here_um.z) * self._z_sign
+        if not self.nearer and towards_um > STILL_UM:
+            raise RefusedError(
+                f"z from {here_um.z:.3f} to {target_um.z:g} um goes {towards_um:.3f} um nearer to the sphere, and "
+                "nothing watches the contact here: lift the sphere, then say --nearer"
+            )
+
+    def check_servo(self) -> None:
+        """See guard.MotionGuard."""
+        if not self.sphere_lifted:
+            raise RefusedError("closing the servo may make the stage jump: lift the sphere, then say --sphere-lifted")
+
+    def check_velocity(self, velocity_um_s: float) -> None:
+        """See guard.MotionGuard. This command sets none."""
+
+    def polled(self) -> None:
+        """See guard.MotionGuard. Nobody waits for it."""
+
+    def lost(self, why: str) -> None:
+        """See guard.MotionGuard. The stage says so itself."""
+
+
 @main.command()
 @stage_options
 @click.option("--x", type=float, help="um; by default where it is.")
 @click.option("--y", type=float, help="um; by default where it is.")
 @click.option("--z", type=float, help="um; by default where it is.")
-@click.option("--enable-servo", is_flag=True, help="Close the servo loop first: the stage may jump, lift the sphere.")
+@click.option("--nearer", is_flag=True, help="z may go nearer to the sphere, which nothing watches here.")
+@click.option("--z-sign", type=click.Choice(["1", "-1"]), default="1", show_default=True, help="1: +z is nearer.")
+@click.option("--enable-servo", is_flag=True, help="Close the servo loop first: the stage may jump.")
+@click.option("--sphere-lifted", is_flag=True, help="You have lifted the sphere: the servo may be closed.")
 @click.option("--timeout-s", type=click.FloatRange(min=0.0, min_open=True), default=5.0, show_default=True)
 @json_option
 def move(
@@ -111,17 +147,28 @@ def move(
     x: float | None,
     y: float | None,
     z: float | None,
+    nearer: bool,
+    z_sign: str,
     enable_servo: bool,
+    sphere_lifted: bool,
     timeout_s: float,
     as_json: IO[str] | None,
 ) -> None:
-    """Move, wait until at rest, and say where it is."""
+    """Move, wait until at rest, and say where it is.
+
+    A simulated stage needs none of --nearer, --enable-servo and --sphere-lifted.
+    """
     wanted = {axis: at for axis, at in zip("xyz", (x, y, z), strict=True) if at is not None}
     if not wanted:
         raise click.UsageError("nothing to do: give --x, --y or --z in um")
     for at in wanted.values():
         gcs.format_number(at)  # NaN is refused before the port is opened
-    with _open(port=port, profile=profile, baud=baud, enable_servo=enable_servo or None) as stage:
+    by_hand = ByHand(nearer=nearer, sphere_lifted=sphere_lifted, z_sign=int(z_sign))
+    with _open(port=port, profile=profile, baud=baud, enable_servo=False, guard=by_hand) as stage:
+        if stage.simulated:
+            by_hand.nearer = by_hand.sphere_lifted = True
+        if enable_servo or stage.simulated:
+            stage.servo_on()
         stage.move_to(stage.target_um()._replace(**wanted), timeout_s=timeout_s)
         _print(_report(stage), as_json)
 

@@ -19,6 +19,7 @@ from .contact import ContactMonitor, ContactReader, Thresholds
 from .errors import OutOfRangeError, RefusedError
 from .focus import FocusStage, open_focus
 from .guarded import open_guarded
+from .interrupts import one_interrupt
 from .json_option import json_option
 from .position import Box, PositionUm
 from .pzt import PztStage, open_stage
@@ -236,23 +237,29 @@ def contact_approach(
 ) -> None:
     """Approach until the set point, say where that is, and retract again.
 
-    Nothing guards a contact after this command: so it always ends retracted, also by Ctrl-C.
+    Nothing guards a contact after this command: so it always ends retracted, also by Ctrl-C, a closed terminal or a
+    kill. It begins with z at its end away from the sphere, or, with --sphere-lifted, where z is.
     """
     thresholds = Thresholds(set_point_v, overload_v, broken_v)
     sign: Any = int(z_sign)
     rules = Rules(mount, ANYWHERE, z_sign=sign, approach_travel_um=travel_um)
     if simulated == (port is not None) or simulated == (adc is not None):
         raise click.UsageError("give either --port and --adc, or --simulated")
-    with open_guarded(
-        rules,
-        lambda interlock: _stage(port, sign, interlock, enable_servo=enable_servo),
-        open_reader=lambda stage: _cantilever(stage) if adc is None else _reader(adc, bus, channel, address),
-        thresholds=thresholds,
-        period_s=period_s,
-        lifted_by=by if sphere_lifted or simulated else None,
-    ) as instrument:
+    with (
+        one_interrupt(),
+        open_guarded(
+            rules,
+            lambda interlock: _stage(port, sign, interlock, enable_servo=enable_servo),
+            open_reader=lambda stage: _cantilever(stage) if adc is None else _reader(adc, bus, channel, address),
+            thresholds=thresholds,
+            period_s=period_s,
+            lifted_by=by if sphere_lifted or simulated else None,
+        ) as instrument,
+    ):
         if instrument.monitor is None:
             raise RefusedError("the contact is not read, so nothing would end an approach")
+        if not (sphere_lifted or simulated):
+            instrument.stage.park()  # it may have been left in contact
         instrument.interlock.arm(by=by)
         found = approach(instrument.stage, instrument.monitor, instrument.interlock, step_um=step_um)
         _hold(instrument.monitor, instrument.interlock, hold_s)
@@ -274,7 +281,7 @@ def _hold(monitor: ContactMonitor, interlock: Interlock, hold_s: float) -> None:
     while (left_s := end_s - time.monotonic()) > 0:
         time.sleep(min(left_s, POLL_S))
         if interlock.state is State.FAULT:
-            raise RefusedError(f"the contact ended in a fault, and was retracted: {interlock.why}")
+            raise RefusedError(f"the contact ended in a fault: {interlock.why}")
         monitor.latest()
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 import types
 
 import pytest
 from click.testing import CliRunner
 
-from firmware_bridge import focus_commands
+from firmware_bridge import focus_commands, guarded
 from firmware_bridge.__main__ import Commands
+from firmware_bridge.approach import approach
 from firmware_bridge.errors import LinkError
 from firmware_bridge.focus_commands import contact, focus
+from firmware_bridge.position import PositionUm
 from firmware_bridge.safety import State
+from firmware_bridge.simulator import Simulator, serve_tcp
+from firmware_bridge.simulator.cantilever import SimulatedCantilever
 from firmware_bridge.simulator.esp301 import Esp301Server, SimulatedEsp301
 from firmware_bridge.simulator.xps import SimulatedXps, XpsServer
 
@@ -132,6 +139,53 @@ def test_approach_that_finds_nothing_says_so():
     result = run(*SIMULATED_APPROACH, "--travel-um", "0.2")
     assert result.exit_code == 2
     assert "no contact within 0.2 um" in result.stderr
+
+
+@pytest.mark.parametrize("lifted", [True, False])
+def test_without_a_persons_word_an_approach_begins_at_the_end_away_from_the_sphere(monkeypatch, lifted):
+    simulator, ways = Simulator(start_um=PositionUm(50, 50, 1.0)), []
+    simulator.feed(b"SVO 1 1 2 1 3 1\n")
+    monkeypatch.setattr(
+        focus_commands, "_reader", lambda *_: SimulatedCantilever(simulator.pose_um, touch_z_um=1.3, tilt=(0.0, 0.0))
+    )
+    monkeypatch.setattr(focus_commands, "approach", lambda stage, *arguments, **keywords: (
+        ways.append(stage.position_um().z), approach(stage, *arguments, **keywords))[1])  # fmt: skip
+    words = "contact approach --by me --adc ads1115 --set-point-v 1.2 --overload-v 2.0 --period-s 0.02 --step-um 0.05"
+    with serve_tcp(simulator) as server:
+        result = run(*words.split(), "--port", server.address, *["--sphere-lifted"] * lifted)
+        assert result.exit_code == 0, result.stderr
+    assert ways == [pytest.approx(1.0 if lifted else 0.0, abs=0.02)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_held_contact_retracted_and_a_second_one_does_not_keep_it_from_it(monkeypatch, number):
+    opened = []
+
+    def stage(*arguments, **keywords):
+        opened.append(original_stage(*arguments, **keywords))
+        return opened[0]
+
+    def hold(*_) -> None:
+        os.kill(os.getpid(), number)
+        for _ in range(1000):
+            time.sleep(0.005)  # a signal that another thread got is handled in between
+        pytest.fail("the signal ended nothing")
+
+    def retract(*arguments):
+        os.kill(os.getpid(), number)
+        return original_retract(*arguments)
+
+    original_stage, original_retract = focus_commands._stage, guarded.retract
+    monkeypatch.setattr(focus_commands, "_stage", stage)
+    monkeypatch.setattr(focus_commands, "_hold", hold)
+    monkeypatch.setattr(guarded, "retract", retract)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        assert run(*SIMULATED_APPROACH, "--hold-s", "60").exit_code == 1
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert opened[0].simulator.pose_um().z == pytest.approx(0.0, abs=0.01)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), LinkError("the ADC is gone")])

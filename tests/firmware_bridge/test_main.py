@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_bridge.__main__ import main
+from firmware_bridge.position import PositionUm
+from firmware_bridge.pzt import open_stage
 from firmware_bridge.simulator import Simulator, serve_tcp
 
 
@@ -84,6 +86,46 @@ def test_a_refused_move_leaves_the_stage_where_it_is():
         before = simulator.pose_um()
         assert run("move", "--port", server.address, "--y", "100.5").exit_code == 2
         assert simulator.pose_um() == before
+
+
+@pytest.fixture
+def real(monkeypatch):
+    """A stage that does not say that it is simulated, its servo closed."""
+    simulator = Simulator(start_um=PositionUm(50, 50, 5))
+    simulator.feed(b"SVO 1 1 2 1 3 1\n")
+    original = open_stage
+
+    def opened(*arguments, **keywords):
+        stage = original(*arguments, **keywords)
+        stage.simulated = False
+        return stage
+
+    monkeypatch.setattr("firmware_bridge.__main__.open_stage", opened)
+    with serve_tcp(simulator) as server:
+        yield simulator, server.address
+
+
+@pytest.mark.parametrize(("sign", "nearer", "away"), [("1", "6", "4"), ("-1", "4", "6")])
+def test_z_goes_nearer_to_the_sphere_only_when_told(real, sign, nearer, away):
+    simulator, address = real
+    refused = run("move", "--port", address, "--z-sign", sign, "--x", "51", "--z", nearer)
+    assert (refused.exit_code, simulator.pose_um().x) == (1, pytest.approx(50, abs=0.005))
+    assert "say --nearer" in refused.stderr
+    assert run("move", "--port", address, "--z-sign", sign, "--z", away).exit_code == 0
+    assert run("move", "--port", address, "--z-sign", sign, "--z", nearer, "--nearer").exit_code == 0
+    assert run("move", "--port", address, "--z-sign", sign, "--x", "51").exit_code == 0
+    assert simulator.pose_um() == pytest.approx((51, 50, float(nearer)), abs=0.005)
+
+
+def test_the_servo_is_closed_only_when_told_that_the_sphere_is_lifted(real):
+    simulator, address = real
+    simulator.feed(b"SVO 1 0 2 0 3 0\n")
+    refused = run("move", "--port", address, "--enable-servo", "--x", "51")
+    assert refused.exit_code == 1
+    assert "say --sphere-lifted" in refused.stderr
+    assert json.loads(run("status", "--port", address, "--json", "-").stdout)["servo_on"] is False
+    assert run("move", "--port", address, "--enable-servo", "--sphere-lifted", "--x", "51").exit_code == 0
+    assert simulator.pose_um().x == pytest.approx(51, abs=0.005)
 
 
 def test_monitor_shows_one_line_a_look():
