@@ -109,6 +109,7 @@ def autofocus(
     ----------
     move_to : callable
         Moves the focus, um, and returns where it is; it asks the interlock (``FocusStage(guard=interlock).move_to``).
+        Inside ``with stage.series():`` a stop between two moves ends the search too.
     measure : callable
         The sharpness now, of a fresh image.
     low_um, high_um : float

@@ -5,11 +5,12 @@ Newport's controllers speak mm; um become mm here, and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .axis import FocusAxis, FocusGuard, Range
 from .errors import LinkError, LinkTimeoutError, OutOfRangeError, ProtocolError, RefusedError, StoppedError
@@ -70,9 +71,10 @@ class FocusStage:
         self._axis, self._lift_um, self._tolerance_um = axis, lift_um, tolerance_um
         self._guard, self._clock, self._sleep = guard, clock, sleep
         self._begin = threading.Lock()  # from the look whether it moves to the beginning of the move
-        self._move = (
-            object()
-        )  # a new one with each move and each stop: a wait ends when it is not the one it began with
+        # A new one with each move and each stop: a wait ends when it is not the one it began with.
+        self._move = object()
+        self._last_stop = object()
+        self._series = threading.local()  # of this thread: `since`, the last stop before it began
         self.identity = axis.identity
         self.simulated = "SIMULATED" in axis.identity
         self.limits_um = self._read_limits()
@@ -133,7 +135,7 @@ class FocusStage:
         RefusedError
             The guard refused, the motor is off or not referenced, or it moves already.
         StoppedError
-            `stop` or `focus_up` was called meanwhile.
+            `stop` or `focus_up` was called meanwhile, or since the `series` began.
         LinkTimeoutError
             Not at rest on its target in time; it was stopped.
         LinkError
@@ -172,19 +174,37 @@ class FocusStage:
                 f"focus target {target_um:g} um lies outside the limits {self.limits_um.low:g} to "
                 f"{self.limits_um.high:g} um"
             )
+        since = getattr(self._series, "since", None) or self._last_stop
         with self._begin:
-            self._axis.check_ready()
-            if not self._standing_still():
-                raise RefusedError("another move of the focus stage is under way: wait for it, or stop it")
-            if self._guard is not None:
-                self._guard.check_focus(self.position_um(), target_um)
-            self._move = move = object()
-            try:
-                self._axis.start(target_um / UM_PER_MM)
-            except LinkError:  # it may have begun all the same
-                self._stop_after_failure()
-                raise
+            return self._start(target_um, since)
+
+    def _start(self, target_um: float, since: object) -> object:
+        self._axis.check_ready()
+        if not self._standing_still():
+            raise RefusedError("another move of the focus stage is under way: wait for it, or stop it")
+        if self._guard is not None:
+            self._guard.check_focus(self.position_um(), target_um)
+        self._move = move = object()
+        self._check_stopped(since)
+        try:
+            self._axis.start(target_um / UM_PER_MM)
+        except LinkError:  # it may have begun all the same
+            self._stop_after_failure()
+            raise
+        if self._last_stop is not since:  # it came just before the start, which undid it
+            self._axis.stop()
+            self._check_stopped(since)
         return move
+
+    @contextlib.contextmanager
+    def series(self) -> Iterator[None]:
+        """Moves of this thread inside it end with a StoppedError after any `stop` since it began, also between two."""
+        outer = getattr(self._series, "since", None)
+        self._series.since = outer or self._last_stop
+        try:
+            yield
+        finally:
+            self._series.since = outer
 
     def stop(self) -> None:
         """Stop at once; a move under way ends with a StoppedError.
@@ -194,7 +214,7 @@ class FocusStage:
         LinkError
             The stop could not be sent: cut the power.
         """
-        self._move = object()
+        self._move = self._last_stop = object()
         self._axis.stop()
         log.info("focus stopped")
 
@@ -207,6 +227,7 @@ class FocusStage:
             Return when it is there; otherwise when it has begun.
         """
         self.stop()
+        since = self._last_stop
         deadline_s = self._clock() + BRAKING_S
         while not self._standing_still():
             if self._clock() > deadline_s:
@@ -216,7 +237,8 @@ class FocusStage:
         target_um = min(here_um + self._lift_um, self.limits_um.high)
         if target_um - here_um > self._tolerance_um:
             log.info("lifting the focus from %.1f to %.1f um", here_um, target_um)
-            move = self.start(target_um)
+            with self._begin:
+                move = self._start(target_um, since)
             if wait:
                 self._arrive(move, target_um, self._clock() + LIFT_S, f"within {LIFT_S:g} s")
 
@@ -257,6 +279,10 @@ class FocusStage:
     def _check(self, move: object) -> None:
         if self._move is not move:
             raise StoppedError("the focus move was stopped; the stage holds where it came to rest")
+
+    def _check_stopped(self, since: object) -> None:
+        if self._last_stop is not since:
+            raise StoppedError("the focus was stopped before this move; the stage holds where it came to rest")
 
     def _stop_after_failure(self) -> None:
         try:

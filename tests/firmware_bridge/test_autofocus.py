@@ -293,6 +293,21 @@ def test_the_focus_is_found_by_a_real_driver(instrument):
     assert found.position_um == pytest.approx(984.0, abs=0.5)
 
 
+def test_a_stop_between_two_moves_ends_the_search(instrument):
+    _, stage, interlock = instrument
+    visited: list[float] = []
+
+    def measure() -> float:
+        visited.append(stage.position_um())
+        if len(visited) == 4:
+            stage.stop()
+        return 1.0
+
+    with stage.series(), pytest.raises(StoppedError):
+        autofocus(stage.move_to, measure, low_um=950.0, high_um=1000.0, step_um=5.0, check=interlock.check_armed)
+    assert stage.position_um() == pytest.approx(visited[3], abs=0.01)
+
+
 def test_an_overload_during_the_search_ends_it_and_no_step_goes_nearer(instrument):
     esp301, stage, interlock = instrument
 

@@ -206,6 +206,34 @@ def test_a_stop_from_another_thread_ends_the_move_where_it_is(bench):
         assert stage.move_to(1e3 * at_mm + 10) == pytest.approx(1e3 * at_mm + 10, abs=0.1), "and goes on afterwards"
 
 
+def test_a_stop_between_two_moves_ends_a_series_and_not_what_comes_after_it(bench):
+    with bench.open(lift_um=10.0) as stage:
+        with stage.series():
+            stage.move_to(1001.0)
+            with stage.series():
+                stage.stop()
+            with pytest.raises(StoppedError):
+                stage.move_to(1002.0)
+            stage.focus_up(wait=True)  # is no part of it
+            with pytest.raises(StoppedError):
+                stage.move_to(1012.0)
+        assert stage.move_to(1013.0) == pytest.approx(1013.0, abs=0.1)
+
+
+def test_a_stop_that_falls_just_before_the_start_of_a_move_ends_it(bench):
+    with bench.open() as stage:
+        start = stage._axis.start
+
+        def stopped_before(target_mm: float) -> None:
+            stage.stop()
+            start(target_mm)
+
+        stage._axis.start = stopped_before
+        with pytest.raises(StoppedError):
+            stage.move_to(40_000.0)
+        assert stands_still(bench)
+
+
 def test_a_stop_of_a_stage_that_stands_is_no_error(bench):
     with bench.open() as stage:
         stage.stop()
