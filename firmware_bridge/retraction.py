@@ -104,7 +104,9 @@ class Retraction:
             if not left_um < last_um - ARRIVED_UM:
                 log.log(logging.WARNING if again else logging.DEBUG, "z is sent away again: %s", trouble)
                 again = False
-                with contextlib.suppress(LinkError):  # the next look tells of it
+                with self._lock, contextlib.suppress(LinkError):  # the next look tells of it
+                    if given_up.is_set():  # meanwhile; and from then on nothing is sent
+                        return
                     self._stage.retract_z()
             last_um, sent_s = left_um, now_s
 

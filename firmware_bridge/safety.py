@@ -43,6 +43,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from .bounds import ApproachBounds
 from .errors import FirmwareError, OutOfRangeError, RefusedError
 from .position import PositionUm
 from .retraction import ARRIVED_UM, Retraction
@@ -102,11 +103,8 @@ class Interlock:
         self._polled_s: float | None = None
         self._sampled_s: float | None = None
         self._overloaded = self._touches = False
-        self._stepped_s = 0.0  # the last step of an approach, and whether a contact sample was asked for after it
-        self._fresh = False
         self._crept_um = 0.0  # sideways, in all, by retractions while nothing may move
-        self._approach_from = (0.0, 0.0)  # z in um, and the instant
-        self._nearest_z_um = 0.0  # how near to the sphere an approach went
+        self._approach: ApproachBounds | None = None  # the one under way, or that led here
 
     @property
     def state(self) -> State:
@@ -256,7 +254,8 @@ class Interlock:
         """
         with self._lock:
             self._sampled_s, self._overloaded, self._touches = self._clock(), False, touches
-            self._fresh = self._fresh or asked_s >= self._stepped_s
+            if self._approach is not None:
+                self._approach.sampled(asked_s)
 
     def overload(self, why: str) -> None:
         """The contact is beyond its overload, or the guard cannot tell: stop and retract at once."""
@@ -319,9 +318,8 @@ class Interlock:
             if not self.rules.contact:
                 raise RefusedError("no contact guard is fitted, so nothing would end an approach: configure one")
             self._require_contact()
-            self._lifted = self._fresh = False
-            self._stepped_s = self._clock()
-            self._approach_from, self._nearest_z_um = (here_um.z, self._clock()), here_um.z
+            self._lifted = False
+            self._approach = ApproachBounds(self.rules, here_um.z, self._clock())
             self._state = State.APPROACHING
         log.info("approaching from %s", here_um)
 
@@ -330,7 +328,7 @@ class Interlock:
         self._finite(here_um)
         with self._lock:
             self._require(State.APPROACHING, "the sphere engages")
-            self._nearest_z_um = here_um.z
+            self._bounds().engaged(here_um.z)
             self._state = State.ENGAGED
         log.info("engaged at %s", here_um)
 
@@ -339,12 +337,7 @@ class Interlock:
         with self._lock:
             if self._state not in (State.APPROACHING, State.ENGAGED):
                 raise RefusedError(f"there is nothing to retract from: {self._state.value}")
-            away_um = (self._nearest_z_um - here_um.z) * self.rules.z_sign
-            if not away_um >= self.rules.clear_um:
-                raise RefusedError(
-                    f"z is only {away_um:.3f} um away from where the sphere was nearest, expected "
-                    f"{self.rules.clear_um:g} um: retract further, or lift the sphere"
-                )
+            self._bounds().check_clear(here_um.z)
             self._state = State.ARMED
         log.info("retracted to %s", here_um)
 
@@ -391,7 +384,8 @@ class Interlock:
 
     def _failed(self, what: str) -> None:
         with self._lock:
-            self._why = f"{self._why}; {what}"
+            if self._why is not None:  # else a person has reset it meanwhile
+                self._why = f"{self._why}; {what}"
         log.critical("%s; cut the power", what)
 
     def _stands_still(self, sideways_um: float) -> bool:
@@ -408,16 +402,12 @@ class Interlock:
             raise RefusedError(f"a step of {sideways_um:.3f} um sideways while approaching: only z moves")
         self._require_contact()
         self._check_step(towards_um, self.rules.approach_step_um)
-        z_um, since_s = self._approach_from
-        if (target_z_um - z_um) * self.rules.z_sign > self.rules.approach_travel_um:
-            raise OutOfRangeError(f"no contact within {self.rules.approach_travel_um:g} um: retract, and look")
-        if self._age_s(since_s) > self.rules.approach_s:
-            raise RefusedError(f"no contact within {self.rules.approach_s:g} s: retract, and look")
-        if not self._fresh:
-            raise RefusedError("no contact sample came since the last step: wait for one before the next")
-        self._fresh, self._stepped_s = False, self._clock()
-        sign = self.rules.z_sign
-        self._nearest_z_um = sign * max(sign * self._nearest_z_um, sign * target_z_um)
+        self._bounds().check_step(target_z_um, self._clock())
+
+    def _bounds(self) -> ApproachBounds:
+        if self._approach is None:
+            raise RefusedError("no approach was begun")
+        return self._approach
 
     def _check_step(self, step_um: float, most_um: float) -> None:
         if step_um > most_um + self.rules.hold_um:  # from where it was measured, not from where it was sent

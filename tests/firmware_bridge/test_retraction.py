@@ -80,6 +80,24 @@ def test_a_retraction_that_does_not_arrive_is_said_once_and_tried_until_it_is_gi
     assert said == ["could not retract z within 0.01 s: z is 7.000 um from its end"]
 
 
+def test_nothing_is_sent_after_it_was_given_up_however_long_a_look_took(at_once):
+    looks, goes_on = threading.Event(), threading.Event()
+
+    class Slow(Away):
+        def from_away_um(self) -> float:
+            looks.set()
+            assert goes_on.wait(5)
+            raise LinkTimeoutError("no answer")
+
+    away = Slow()
+    retraction = begun(away)
+    assert looks.wait(5)
+    retraction.give_up()
+    goes_on.set()
+    assert retraction.wait(5)
+    assert away.sent == 1
+
+
 def test_a_retraction_that_is_not_followed_is_sent_once():
     away = Away()
     away.left_um = [7.0]

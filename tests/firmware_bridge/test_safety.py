@@ -650,7 +650,7 @@ def test_no_sequence_of_events_takes_an_arrow_that_is_not_drawn_or_moves_what_mu
                     assert away
                 if before is State.APPROACHING and not away:
                     assert target.z - here.z <= rules.approach_step_um + rules.hold_um
-                    assert target.z - interlock._approach_from[0] <= rules.approach_travel_um
+                    assert target.z - interlock._approach.begin_um <= rules.approach_travel_um
                 if before is State.ENGAGED and not away:
                     assert abs(target.z - here.z) <= rules.engaged_z_step_um + rules.hold_um
             else:
