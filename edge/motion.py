@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from edge.config import Config, ContactConfig, FocusConfig
@@ -107,18 +108,21 @@ class Motion:
             raise BusyError(f"A fault is latched ({self.interlock.why}). Look at sphere and sample, then reset it.")
 
     def stop(self) -> None:
-        """Stop the stage, then the focus; the interlock stays where it is. Any thread.
+        """Stop stage and focus at once, neither waiting for the other; the interlock stays where it is. Any thread.
 
         Raises
         ------
         FirmwareError
             A stop could not be sent; the other was, all the same.
         """
-        try:
-            self.stage.stop()
-        finally:
-            if self._guarded.focus is not None:
-                self._guarded.focus.stop()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="focus stop") as beside:
+            focus = self._guarded.focus
+            stopped = beside.submit(focus.stop) if focus is not None else None
+            try:
+                self.stage.stop()
+            finally:
+                if stopped is not None:
+                    stopped.result()
 
     def tick(self) -> None:
         """Let the interlock look at its clock: a heartbeat that does watches the threads that do too.

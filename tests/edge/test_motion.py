@@ -284,6 +284,19 @@ def test_stop_reaches_the_focus_even_where_the_stage_fails(monkeypatch: pytest.M
         assert heard == ["focus"]
 
 
+def test_the_focus_does_not_wait_for_a_stage_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_motion(Config.model_validate({"focus": {"driver": "simulated"}})) as moving:
+        halted, stop = threading.Event(), moving.stage.stop
+        monkeypatch.setattr(FocusStage, "stop", lambda _: halted.set())
+
+        def slow() -> None:
+            assert halted.wait(10)
+            stop()
+
+        monkeypatch.setattr(moving.stage, "stop", slow)
+        moving.stop()
+
+
 def test_a_simulated_contact_needs_a_simulated_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = motion.open_stage
 
