@@ -74,7 +74,7 @@ class Daemon:
             A part does not answer or does not fit; the board says so, and the page can be shown.
         """
         with self._one_start():
-            return self._opened()
+            return self._opened(self._stops)
 
     @contextmanager
     def _one_start(self) -> Iterator[None]:
@@ -85,17 +85,21 @@ class Daemon:
         finally:
             self._starting.release()
 
-    def _opened(self) -> Instrument:
-        """The open instrument; one whose stage or engine is gone is closed and opened anew."""
+    def _opened(self, stops: int) -> Instrument:
+        """The open instrument; one whose stage or engine is gone is closed and opened anew.
+
+        It is armed, unless STOP was pressed since `stops`.
+        """
         if self.instrument is not None and "stage" not in self._problems and not self.instrument.broken:
             self._take_over()
-            if self.instrument.motion is not None:
-                self.instrument.motion.arm()  # again, after a reset
+            self._arm(self.instrument, stops)  # again, after a reset
             return self.instrument
         self._close_instrument()
         try:
             self.instrument = open_instrument(self.config, progress=self._note_build, cancelled=self._quit)
+            self._arm(self.instrument, stops)  # last: nothing moves before all is there
         except (EdgeError, FirmwareError) as exc:
+            self._close_instrument()
             self._start_error = str(exc)
             self._problems.put("engine", None)  # none is being made any more
             self.beat()
@@ -118,6 +122,17 @@ class Daemon:
         )
         self.beat()
         return self.instrument
+
+    def _arm(self, instrument: Instrument, stops: int) -> None:
+        """Let the stage move, as :meth:`edge.motion.Motion.arm` may, unless STOP comes between."""
+        if instrument.motion is None:
+            return
+        try:
+            with instrument.motion.stage.series():  # a stop from here on ends it; one before is counted
+                if self._stops == stops:
+                    instrument.motion.arm()
+        except StoppedError:
+            log.info("STOP: the stage is not armed")
 
     def _close_instrument(self) -> None:
         instrument, self.instrument = self.instrument, None
@@ -364,7 +379,7 @@ class Daemon:
                 raise BusyError("The instrument is busy with another job. Stop it first.")
             if self.instrument is not None and self.instrument.motion is not None:
                 self.instrument.motion.check_reset()  # first: what is opened anew has forgotten
-            instrument = self._opened()
+            instrument = self._opened(stops)
             job, engine = make_job(instrument), instrument.engine
             refusal = None
             if gives_way and self.job is not None:

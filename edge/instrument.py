@@ -135,7 +135,7 @@ class Instrument:
 def open_instrument(
     config: Config, *, progress: Progress = lambda _: None, cancelled: threading.Event | None = None
 ) -> Instrument:
-    """Open what the configuration names, and arm it, where `Motion.arm` may. Nothing moves, unless a servo is closed.
+    """Open what the configuration names. Nothing moves; `Motion.arm` comes afterwards.
 
     Parameters
     ----------
@@ -195,8 +195,6 @@ def open_instrument(
         if making is not None:
             closing.callback(making.close)
         pool = engine.allocate(SLOTS)
-        if motion is not None:
-            motion.arm()  # last: nothing moves before all is there
         closing_engine.pop_all()  # from here on the instrument closes it, or what took its place
         return Instrument(
             config,

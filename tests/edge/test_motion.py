@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edge import daemon as daemon_module
 from edge import motion
 from edge.config import Config
 from edge.daemon import Daemon
@@ -295,6 +296,28 @@ def test_the_focus_does_not_wait_for_a_stage_that_does_not_answer(monkeypatch: p
 
         monkeypatch.setattr(moving.stage, "stop", slow)
         moving.stop()
+
+
+def test_a_stop_while_the_instrument_is_being_opened_keeps_it_from_being_armed(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = make(contact={}, focus={})
+    opened = daemon_module.open_instrument
+
+    def open_and_stop(*args: Any, **options: Any) -> Any:
+        found = opened(*args, **options)
+        daemon.stop()  # it has no instrument yet that it could stop
+        return found
+
+    monkeypatch.setattr(daemon_module, "open_instrument", open_and_stop)
+    with pytest.raises(BusyError, match="STOP was pressed"):
+        daemon.start_live()
+    assert daemon.instrument is not None
+    assert daemon.instrument.motion is not None
+    assert daemon.instrument.motion.interlock.state is State.DISARMED
+    assert not daemon.instrument.motion.stage.ready
+    daemon.start_live()  # a person's next start
+    assert daemon.instrument.motion.interlock.state is State.ARMED
 
 
 def test_a_simulated_contact_needs_a_simulated_stage(monkeypatch: pytest.MonkeyPatch) -> None:
