@@ -159,6 +159,8 @@ def retract(stage: GuardedStage, interlock: Interlock) -> PositionUm:
             if not left or interlock.state is State.FAULT:  # which retracts, and is not to be stopped
                 raise
             log.warning("z is sent away again: %s", exc)
+    if interlock.state is State.FAULT:
+        raise RefusedError(f"the retraction ended in a fault: {interlock.why}")
     interlock.retracted(at_um)
     _set_velocity(stage, interlock)
     return at_um

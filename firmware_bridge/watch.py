@@ -10,11 +10,9 @@ from typing import Protocol
 
 from .errors import FirmwareError, LinkError, OutOfRangeError
 from .position import PositionUm
-from .safety import Interlock, State
+from .safety import Interlock
 
 log = logging.getLogger(__name__)
-
-ARMED = (State.ARMED, State.APPROACHING, State.ENGAGED)
 
 
 class Looped(Protocol):
@@ -26,6 +24,10 @@ class Looped(Protocol):
 
 class Polled(Protocol):
     """What is asked: a PztStage guarded by the interlock, which hears of each answer."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether its servo counts as closed."""
 
     @property
     def controller(self) -> Looped:
@@ -74,7 +76,7 @@ class Watch:
             while not self._stop.wait(self._period_s):
                 try:
                     self._stage.position_um()
-                    if self._interlock.state in ARMED:
+                    if self._stage.ready:  # also in a fault: who resets it has to know
                         open_loops = self._stage.ask(self._stage.controller.open_loops)
                         if open_loops:
                             self._stage.invalidate(f"{open_loops}: a reboot, a power cut, or the front panel")

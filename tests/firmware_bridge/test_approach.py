@@ -146,6 +146,14 @@ def test_a_retraction_is_tried_again_after_a_link_error(failures):
         assert bench.interlock.state is State.ENGAGED
 
 
+def test_a_retraction_that_ends_in_a_fault_says_in_which():
+    bench = Bench()
+    approach(bench, bench.monitor, bench.interlock)
+    bench.park = lambda: bench.interlock.lost("the servo of axis 3 is off")
+    with pytest.raises(RefusedError, match="ended in a fault: near the sphere, the servo of axis 3 is off"):
+        retract(bench, bench.interlock)
+
+
 def test_an_approach_begins_where_the_stage_rests_and_not_at_one_reading():
     bench = Bench()
     bench.position_um = lambda: PositionUm(54.1, 50, 6)  # one digit off

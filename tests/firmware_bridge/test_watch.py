@@ -131,6 +131,16 @@ def test_a_servo_that_opens_while_nothing_moves_is_noticed(fault):
             b.stage.move_to(PositionUm(51, 50, 5))
 
 
+def test_a_servo_that_opens_in_a_fault_is_noticed_too():
+    with bench() as b, Watch(b.stage, b.interlock, period_s=0.05):
+        b.interlock.overload("3 V")
+        assert b.stage.ready
+        b.simulator.faults.inject("servo_off")
+        until(lambda: not b.stage.ready)
+        assert b.interlock.state is State.FAULT
+        assert b.interlock.why == "3 V"
+
+
 def test_a_channel_that_goes_offline_at_the_front_panel_is_noticed():
     with bench(profile="e517") as b, Watch(b.stage, b.interlock, period_s=0.05):
         b.stage.position_um()
