@@ -109,6 +109,7 @@ class InterlockConfig(_Section):
 
     max_step_um: Annotated[float, Field(gt=0, le=10_000)] = Rules.max_step_um
     # one move of one axis, the sphere being away
+    max_velocity_um_s: Annotated[float, Field(gt=0, le=100_000)] = Rules.max_velocity_um_s  # the same
     engaged_step_um: Annotated[float, Field(gt=0, le=1000)] = Rules.engaged_step_um  # sideways, near the sphere
     engaged_z_step_um: Annotated[float, Field(gt=0, le=10)] = Rules.engaged_z_step_um
     engaged_velocity_um_s: Annotated[float, Field(gt=0, le=10_000)] = Rules.engaged_velocity_um_s
