@@ -40,10 +40,6 @@ class Motion:
     def __init__(self, config: Config, guarded: Guarded) -> None:
         self.stage, self.interlock = guarded.stage, guarded.interlock
         self._guarded = guarded
-        if guarded.monitor is not None:
-            # Two and a half periods, its default, is less than Python's threads now and then wait for each other beside
-            # an engine; the interlock's own patience is what a person has decided.
-            guarded.monitor.stale_s = config.interlock.contact_timeout_s
         self._sample: Sample | None = None
         parts = {
             "stage": guarded.stage.simulated,

@@ -14,7 +14,7 @@ from . import gcs
 from .boards import BOARDS
 from .errors import FirmwareError, OutOfRangeError, RefusedError
 from .focus_commands import contact, focus
-from .json_option import json_option
+from .json_option import json_option, print_report
 from .pzt import PositionUm, PztStage, open_stage
 from .simulator.commands import simulate
 from .trigger import SimulatedTriggerLine, open_trigger
@@ -80,23 +80,13 @@ def _report(stage: PztStage) -> dict[str, Any]:
     }
 
 
-def _print(report: dict[str, Any], as_json: IO[str] | None) -> None:
-    if as_json is not None:
-        as_json.write(json.dumps(report) + "\n")
-        return
-    if report["simulated"]:
-        click.echo("SIMULATED")
-    for key, value in report.items():
-        click.echo(f"{key:12} {value}")
-
-
 @main.command()
 @stage_options
 @json_option
 def status(port: str, profile: str | None, baud: int, as_json: IO[str] | None) -> None:
     """Say what the controller says. Nothing moves."""
     with _open(port=port, profile=profile, baud=baud, enable_servo=False) as stage:
-        _print(_report(stage), as_json)
+        print_report(_report(stage), as_json)
 
 
 class ByHand:
@@ -170,7 +160,7 @@ def move(
         if enable_servo or stage.simulated:
             stage.servo_on()
         stage.move_to(stage.target_um()._replace(**wanted), timeout_s=timeout_s)
-        _print(_report(stage), as_json)
+        print_report(_report(stage), as_json)
 
 
 @main.command()

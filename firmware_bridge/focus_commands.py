@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import statistics
 import time
@@ -20,7 +19,7 @@ from .errors import OutOfRangeError, RefusedError
 from .focus import FocusStage, open_focus
 from .guarded import open_guarded
 from .interrupts import one_interrupt
-from .json_option import json_option
+from .json_option import json_option, print_report
 from .position import Box, PositionUm
 from .pzt import PztStage, open_stage
 from .safety import Interlock, Rules, State
@@ -38,16 +37,6 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
         return command
 
     return add
-
-
-def _print(report: dict[str, Any], as_json: IO[str] | None) -> None:
-    if as_json is not None:
-        as_json.write(json.dumps(report) + "\n")
-        return
-    if report["simulated"]:
-        click.echo("SIMULATED")
-    for key, value in report.items():
-        click.echo(f"{key:12} {value}")
 
 
 # -- focus ------------------------------------------------------------------------------------------------------------
@@ -115,7 +104,7 @@ def focus() -> None:
 def focus_status(as_json: IO[str] | None, **where: Any) -> None:
     """Say where it is and may go. Nothing moves."""
     with _focus(**where) as stage:
-        _print(_focus_report(stage), as_json)
+        print_report(_focus_report(stage), as_json)
 
 
 @focus.command("move")
@@ -130,7 +119,7 @@ def focus_move(target_um: float, nearer: bool, timeout_s: float, as_json: IO[str
         raise OutOfRangeError(f"{target_um} is not a finite number; nothing was sent")
     with _focus(**where, guard=AwayOnly(nearer=nearer)) as stage:
         stage.move_to(target_um, timeout_s=timeout_s)
-        _print(_focus_report(stage), as_json)
+        print_report(_focus_report(stage), as_json)
 
 
 # -- contact ----------------------------------------------------------------------------------------------------------
@@ -195,7 +184,7 @@ def contact_read(
             "max_v": max(values_v),
             "samples_hz": samples / max(time.monotonic() - began_s, 1e-9),
         }
-    _print(report, as_json)
+    print_report(report, as_json)
 
 
 @contact.command("approach")
@@ -264,7 +253,7 @@ def contact_approach(
         found = approach(instrument.stage, instrument.monitor, instrument.interlock, step_um=step_um)
         _hold(instrument.monitor, instrument.interlock, hold_s)
         retract(instrument.stage, instrument.interlock)
-    _print(
+    print_report(
         {
             "simulated": simulated,
             "position_um": list(found.position_um),

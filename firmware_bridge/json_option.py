@@ -1,10 +1,11 @@
-"""`--json FILE` of the commands: a whole file or none."""
+"""What a command reports: lines for a person, or `--json FILE`: a whole file or none."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -30,3 +31,14 @@ class JsonFile(click.File):
 json_option = click.option(
     "--json", "as_json", type=JsonFile(), metavar="FILE", help="Write JSON; - is standard output."
 )
+
+
+def print_report(report: dict[str, Any], as_json: IO[str] | None) -> None:
+    """Print a report line by line, SIMULATED first where it is; or as JSON into `as_json`."""
+    if as_json is not None:
+        as_json.write(json.dumps(report) + "\n")
+        return
+    if report["simulated"]:
+        click.echo("SIMULATED")
+    for key, value in report.items():
+        click.echo(f"{key:12} {value}")
