@@ -295,8 +295,10 @@ class Ranks:
             distributed.init_process_group("gloo")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if self.size > 1:
+            if failed is None:
+                distributed.barrier()  # gloo aborts, now and then, in a process whose peer has left before it
             distributed.destroy_process_group()
 
     def share(self, crops: int) -> range:
