@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def fly(
         stage.move_to(begin_um)
         if wave is not None:
             for command in wave.commands(output.line):
-                stage.ask(lambda command=command: stage.controller.command(command))  # type: ignore[misc]
+                stage.ask(partial(stage.controller.command, command))
             output.by_generator(line.axis)
             recorder.arm(duration_s=wave.duration_s, rows=rows)
             stage.run(
