@@ -14,6 +14,7 @@ from firmware_bridge.focus import open_focus
 from firmware_bridge.guarded import open_guarded
 from firmware_bridge.position import Box, PositionUm
 from firmware_bridge.pzt import open_stage
+from firmware_bridge.retraction import ARRIVED_UM
 from firmware_bridge.safety import Rules, State
 from firmware_bridge.simulator import Simulator
 from firmware_bridge.simulator.cantilever import SimulatedCantilever
@@ -95,7 +96,7 @@ def test_an_overload_lifts_the_focus_and_retracts_the_stage(parts):
         before_um = instrument.focus.position_um()
         instrument.interlock.overload("3 V")
         assert instrument.interlock.wait_retracted(timeout_s=5.0)
-        assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.02)
+        until(lambda: parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.01))
         until(lambda: instrument.focus.position_um() == pytest.approx(before_um + 100.0, abs=0.1))
 
 
@@ -104,7 +105,7 @@ def test_leaving_right_after_a_fault_waits_for_the_retraction_and_the_lift(parts
         arm(instrument)
         before_um = instrument.focus.position_um()
         instrument.interlock.overload("3 V")
-    assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.05)
+    assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=ARRIVED_UM + 0.005), "it was waited for"
     until(lambda: 1e3 * parts.esp301.position_mm == pytest.approx(before_um + 100.0, abs=0.1))
 
 
@@ -128,7 +129,7 @@ def test_a_link_that_fails_as_it_is_left_in_contact_does_not_leave_it_there(part
         arm(instrument)
         approach(instrument.stage, instrument.monitor, instrument.interlock, step_um=0.02)
         parts.simulator.faults.inject("garbage", times=3)
-    assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.05)
+    until(lambda: parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.01))
 
 
 def test_a_ctrl_c_that_comes_as_it_is_left_in_contact_does_not_leave_it_there(parts, monkeypatch):
@@ -147,7 +148,7 @@ def test_a_ctrl_c_that_comes_as_it_is_left_in_contact_does_not_leave_it_there(pa
 
     with pytest.raises(KeyboardInterrupt):
         left()
-    assert parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.05)
+    until(lambda: parts.simulator.pose_um().z == pytest.approx(0.0, abs=0.01))
 
 
 def test_after_a_crash_in_contact_it_is_not_armed(parts):

@@ -222,7 +222,7 @@ def test_an_overload_stops_a_move_that_is_under_way_and_retracts():
         b.interlock.overload("3 V")
         mover.join(5)
         assert b.interlock.wait_retracted(timeout_s=5.0)
-        assert b.simulator.pose_um().z == pytest.approx(0.0, abs=0.02)
+        until(lambda: b.simulator.pose_um().z == pytest.approx(0.0, abs=0.01))
         assert b.simulator.pose_um().x < 60
         assert "stopped" in str(errors[0])
         assert b.interlock.why == "3 V"
