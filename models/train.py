@@ -9,6 +9,7 @@ number), and torch is seeded by (seed, step, rank). So a run that was cut off go
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 import math
 import os
@@ -292,13 +293,14 @@ class Ranks:
 
     def __enter__(self) -> Ranks:
         if self.size > 1:
+            # Loaded, as optimisers do, while there is a group, this module keeps it as a default argument for good; the
+            # group's threads then outlive it and abort the process, now and then, when Python ends under them.
+            importlib.import_module("torch.distributed.nn")
             distributed.init_process_group("gloo")
         return self
 
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.size > 1:
-            if failed is None:
-                distributed.barrier()  # gloo aborts, now and then, in a process whose peer has left before it
             distributed.destroy_process_group()
 
     def share(self, crops: int) -> range:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 # Trains three steps of a recipe with batch norms on every rank, and compares what the ranks hold.
 TWINS = """
 import sys, torch
+from pathlib import Path
 from torch import distributed
 from models.recipe import read_recipe
 from models.systems import SYSTEMS, imported
@@ -44,6 +45,8 @@ with Ranks() as ranks:
     others = [torch.empty_like(crops) for _ in range(ranks.size)]
     distributed.all_gather(others, crops)
     assert not torch.equal(*others), "both ranks work on the same crops"
+threads = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+assert not any("gloo" in name for name in threads), f"the group outlives its ranks: {threads}"
 """
 
 
@@ -66,7 +69,7 @@ def test_two_ranks_equal_one_process_at_the_same_global_batch(tmp_path: Path) ->
         torch.testing.assert_close(theirs[name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_ranks_of_a_network_with_batch_norm_hold_equal_weights_and_gradients(tmp_path: Path) -> None:
+def test_ranks_of_a_network_with_batch_norm_hold_equal_weights_and_leave_no_thread(tmp_path: Path) -> None:
     script = tmp_path / "twins.py"
     script.write_text(TWINS)
     torchrun(str(script))
