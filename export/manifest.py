@@ -264,7 +264,14 @@ def write_manifest(record: Manifest | BundleIndex, path: str | os.PathLike[str])
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file at `path` by `data` in one step."""
+    """Replace the file at `path`, or the one it links to, by `data` in one step.
+
+    A device or a pipe is written to: renaming a file over it would, for root and /dev/null, be the end of /dev/null.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = Path(os.path.realpath(path))  # a rename would replace the link, /dev/stdout say, not what it points to
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         temporary = Path(file.name)
         try:
