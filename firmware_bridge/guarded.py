@@ -83,13 +83,13 @@ def open_guarded(
     Raises
     ------
     OutOfRangeError
-        A reader without thresholds, or limits that leave no position.
+        A reader without thresholds, a stage whose `z_sign` is not that of the rules, or limits that leave no position.
     FirmwareError
         What opening raised; all that was open is closed again.
     """
     if (open_reader is None) != (thresholds is None):
         raise OutOfRangeError("a contact reader needs its thresholds, and thresholds a reader")
-    pzt, lift = PztRetraction(z_sign=rules.z_sign), FocusRetraction()
+    pzt, lift = PztRetraction(), FocusRetraction()
     interlock = Interlock(
         replace(rules, contact=open_reader is not None), stage=pzt, focus=None if open_focus is None else lift
     )
@@ -102,6 +102,11 @@ def open_guarded(
             focus = stack.enter_context(open_focus(interlock))
             lift.bind(focus)
         stage = stack.enter_context(open_stage(interlock))
+        if stage.z_sign != rules.z_sign:
+            raise OutOfRangeError(
+                f"the stage was opened with z_sign {stage.z_sign} and the rules say {rules.z_sign}: which end of z is "
+                "away from the sphere has to be the same for both"
+            )
         pzt.bind(stage)
         interlock.rules = replace(
             interlock.rules,

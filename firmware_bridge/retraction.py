@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from .errors import FirmwareError, LinkError, LinkTimeoutError
-from .position import Box, PositionUm
+from .position import PositionUm
 from .rules import Liftable, Retractable
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,9 @@ def _attempt(name: str, action: Callable[[], None], failed: Callable[[str], None
 class RetractableStage(Protocol):
     """What a retraction needs of the PZT: a `pzt.PztStage`."""
 
-    limits_um: Box
+    @property
+    def away_z_um(self) -> float:
+        """The end of z that is away from the sphere: the stage alone decides which one that is."""
 
     def retreat(self, z_um: float) -> None:
         """Stop, and send z there, whatever was under way; waits for no answer."""
@@ -134,16 +136,10 @@ class PztRetraction:
     """What the interlock does to a PztStage: a `rules.Retractable`.
 
     It is made first, then the interlock with it, then the stage with the interlock as its guard; then it is bound.
-
-    Parameters
-    ----------
-    z_sign : 1 or -1
-        1 where +z brings the sample towards the sphere.
     """
 
-    def __init__(self, *, z_sign: Literal[1, -1] = 1) -> None:
+    def __init__(self) -> None:
         self._stage: RetractableStage | None = None
-        self._z_sign = z_sign
 
     def bind(self, stage: RetractableStage) -> None:
         """Name the stage."""
@@ -152,15 +148,12 @@ class PztRetraction:
     def retract_z(self) -> None:
         """See rules.Retractable. With an open servo the controller refuses it (error 5), which harms nobody."""
         stage = self._bound()
-        stage.retreat(self._end_um(stage))
+        stage.retreat(stage.away_z_um)
 
     def from_away_um(self) -> float:
         """See rules.Retractable."""
         stage = self._bound()
-        return abs(stage.position_um().z - self._end_um(stage))
-
-    def _end_um(self, stage: RetractableStage) -> float:
-        return stage.limits_um.low.z if self._z_sign > 0 else stage.limits_um.high.z
+        return abs(stage.position_um().z - stage.away_z_um)
 
     def _bound(self) -> RetractableStage:
         if self._stage is None:

@@ -98,6 +98,16 @@ class PztStage:
         """Whether a move would move: the servo was closed knowingly, and nothing has happened since."""
         return self._mover.ready
 
+    @property
+    def z_sign(self) -> int:
+        """1 where +z brings the sample towards the sphere, else -1."""
+        return self._z_sign
+
+    @property
+    def away_z_um(self) -> float:
+        """The end of z that is away from the sphere: where parking and a fault's retraction go."""
+        return self.limits_um.low.z if self._z_sign > 0 else self.limits_um.high.z
+
     def position_um(self) -> PositionUm:
         """The measured position, read once; it may be moving.
 
@@ -274,8 +284,7 @@ class PztStage:
         if not self.ready:
             return
         with self._mover.alone(wait_s=PATIENCE_S):
-            away_um = self.limits_um.low if self._z_sign > 0 else self.limits_um.high
-            target_um = self._mover.here_um()._replace(z=away_um.z)
+            target_um = self._mover.here_um()._replace(z=self.away_z_um)
             self._mover.move(target_um, last_stop, 5.0, only=slice(2, 3))
 
     def stop(self) -> None:

@@ -29,10 +29,10 @@ class Bench:
         self.done: list[tuple[str, float]] = []
         self.stopped = False
         self.on_move = lambda: None
-        self.away_um = TRAVEL.high.z if (rules or {}).get("z_sign", 1) < 0 else TRAVEL.low.z
+        self.away_z_um = TRAVEL.high.z if (rules or {}).get("z_sign", 1) < 0 else TRAVEL.low.z
         self.stops = 0  # in all, and before the series began
         self.before: int | None = None
-        retraction = PztRetraction(z_sign=(rules or {}).get("z_sign", 1))
+        retraction = PztRetraction()
         retraction.bind(self)
         self.interlock = Interlock(
             Rules("cantilever", TRAVEL, **(rules or {})), stage=retraction, focus=self, clock=lambda: self.now_s
@@ -92,14 +92,14 @@ class Bench:
         self.stopped, self.stops = True, self.stops + 1
 
     def retreat(self, z_um: float) -> None:
-        assert z_um == self.away_um
+        assert z_um == self.away_z_um
         self.done.append(("retreat", self.now_s))
         self.stopped, self.stops = True, self.stops + 1
         self.at_um = self.at_um._replace(z=z_um)
 
     def park(self) -> None:
         self.done.append(("park", self.now_s))
-        self.at_um = self.at_um._replace(z=self.away_um)
+        self.at_um = self.at_um._replace(z=self.away_z_um)
 
     def close(self) -> None:
         self.done.append(("close", self.now_s))

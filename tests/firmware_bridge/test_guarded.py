@@ -196,6 +196,32 @@ def test_a_reader_that_does_not_answer_closes_what_was_open(parts):
         pass
 
 
+@pytest.mark.parametrize("z_sign", [1, -1])
+def test_a_stage_and_rules_that_name_different_ends_of_z_are_refused(parts, z_sign):
+    def stage(interlock):
+        return open_stage("sim:", simulator=parts.simulator, z_sign=z_sign, guard=interlock, enable_servo=False)
+
+    with (
+        pytest.raises(OutOfRangeError, match="which end of z is away"),
+        open_guarded(Rules("objective", TRAVEL, z_sign=-z_sign), stage),
+    ):
+        pass
+
+
+def test_a_fault_retracts_to_the_end_that_parking_goes_to(parts):
+    def stage(interlock):
+        return open_stage("sim:", simulator=parts.simulator, z_sign=-1, guard=interlock, enable_servo=True)
+
+    with open_guarded(Rules("cantilever", TRAVEL, z_sign=-1), stage, lifted_by=ME) as instrument:
+        instrument.interlock.arm(by=ME)
+        instrument.interlock.overload("3 V")
+        assert instrument.interlock.wait_retracted(timeout_s=5.0)
+        at_um = instrument.stage.position_um().z
+        instrument.stage.park()
+        assert at_um == pytest.approx(instrument.stage.away_z_um, abs=ARRIVED_UM + 0.01)
+        assert instrument.stage.position_um().z == pytest.approx(instrument.stage.away_z_um, abs=0.01)
+
+
 def test_a_reader_needs_thresholds(parts):
     with pytest.raises(OutOfRangeError), parts.open(thresholds=None):
         pass
