@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import click
 
@@ -28,6 +28,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 ANYWHERE = Box(PositionUm(*[-math.inf] * 3), PositionUm(*[math.inf] * 3))  # the stage itself keeps its limits
 POLL_S = 0.2
+# The simulated sample begins so far from the middle of z towards the sphere, and touches it a little later.
+SIMULATED_START_UM, SIMULATED_TOUCH_UM = 1.5, 2.0
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -239,7 +241,7 @@ def contact_approach(
         open_guarded(
             rules,
             lambda interlock: _stage(port, sign, interlock, enable_servo=enable_servo),
-            open_reader=lambda stage: _cantilever(stage) if adc is None else _reader(adc, bus, channel, address),
+            open_reader=lambda stage: _cantilever(stage, sign) if adc is None else _reader(adc, bus, channel, address),
             thresholds=thresholds,
             period_s=period_s,
             lifted_by=by if sphere_lifted or simulated else None,
@@ -278,13 +280,17 @@ def _stage(port: str | None, z_sign: int, interlock: Interlock, *, enable_servo:
     if port is not None:
         return open_stage(port, z_sign=z_sign, guard=interlock, enable_servo=enable_servo)
     from .simulator import Simulator
+    from .simulator.controller import TRAVEL_UM
 
-    return open_stage("sim:", simulator=Simulator("e727", start_um=PositionUm(50.0, 50.0, 6.5)), guard=interlock)
+    start_um = TRAVEL_UM.centre._replace(z=TRAVEL_UM.centre.z + z_sign * SIMULATED_START_UM)
+    simulator = Simulator("e727", start_um=start_um)
+    return open_stage("sim:", simulator=simulator, z_sign=z_sign, guard=interlock)
 
 
-def _cantilever(stage: PztStage) -> ContactReader:
+def _cantilever(stage: PztStage, z_sign: Literal[1, -1]) -> ContactReader:
     from .simulator.cantilever import SimulatedCantilever
 
     if stage.simulator is None:
         raise RefusedError("a simulated cantilever needs a simulated stage")
-    return SimulatedCantilever(stage.simulator.pose_um)
+    touch_z_um = stage.limits_um.centre.z + z_sign * SIMULATED_TOUCH_UM
+    return SimulatedCantilever(stage.simulator.pose_um, touch_z_um=touch_z_um, z_sign=z_sign)

@@ -125,13 +125,14 @@ def test_read_reads_the_adc_that_was_named(monkeypatch):
     assert json.loads(result.stdout)["mean_v"] == pytest.approx(1.65)
 
 
-def test_approach_finds_the_contact_holds_it_and_ends_retracted():
-    result = run(*SIMULATED_APPROACH, "--hold-s", "0.3", "--json", "-")
+@pytest.mark.parametrize(("z_sign", "z_um"), [("1", 7.05), ("-1", 2.95)])
+def test_approach_finds_the_contact_holds_it_and_ends_retracted(z_sign, z_um):
+    result = run(*SIMULATED_APPROACH, "--hold-s", "0.3", "--json", "-", f"--z-sign={z_sign}")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["simulated"] is True
     assert report["retracted"] is True
-    assert report["position_um"][2] == pytest.approx(7.05, abs=0.07)  # steps of 50 nm
+    assert report["position_um"][2] == pytest.approx(z_um, abs=0.07)  # steps of 50 nm
     assert report["value_v"] >= 1.2
 
 
