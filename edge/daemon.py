@@ -19,12 +19,14 @@ import platformdirs
 
 from edge import handover, pipeline
 from edge.config import Config
+from edge.devices import Engine
 from edge.engine.builder import BuildProgress
 from edge.errors import BusyError, EdgeError, EngineError
 from edge.instrument import Instrument, open_instrument
 from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, plan_scan, save_shot, scan_job
 from edge.observe import observe, observe_stage, warnings
 from edge.problems import Notice, Problems
+from edge.runner import Runner
 from edge.scan import ScanPlan
 from edge.status import RunState, StageStatus, Status, StatusBoard
 from firmware_bridge.errors import FirmwareError, RefusedError, StoppedError
@@ -50,10 +52,8 @@ class Daemon:
         self.config = config
         self._alive = alive
         self.instrument: Instrument | None = None
-        self.job: Job | None = None
         self._starting = threading.Lock()  # held while the instrument is opened or a job is begun
-        self._stopping = threading.Lock()  # guards the next two lines
-        self._stops = 0
+        self._runner = Runner()
         self._resume: int | None = None  # an endless live view was broken off by its engine, after so many stops
         self._beating = threading.Lock()
         self._problems = Problems()
@@ -74,7 +74,7 @@ class Daemon:
             A part does not answer or does not fit; the board says so, and the page can be shown.
         """
         with self._one_start():
-            return self._opened(self._stops)
+            return self._opened(self._runner.stops)
 
     @contextmanager
     def _one_start(self) -> Iterator[None]:
@@ -129,7 +129,7 @@ class Daemon:
             return
         try:
             with instrument.motion.stage.series():  # a stop from here on ends it; one before is counted
-                if self._stops == stops:
+                if self._runner.stops == stops:
                     instrument.motion.arm()
         except StoppedError:
             log.info("STOP: the stage is not armed")
@@ -187,16 +187,13 @@ class Daemon:
             The stop could not be sent to the stage. The job was ended all the same.
         """
         log.info("STOP")
-        with self._stopping:
-            self._stops += 1
-            instrument, job = self.instrument, self.job
-            if job is not None:
-                job.end()
+        self._runner.stop()
+        instrument = self.instrument  # asked after the stop was counted: one that is opened later sees that it was
         try:
             if instrument is not None and instrument.motion is not None:
                 instrument.motion.stop()
         finally:
-            self._join(timeout_s=FRAME_TIMEOUT_S)
+            self._runner.join(FRAME_TIMEOUT_S)
             self.beat()
 
     def reset(self, *, by: str) -> None:
@@ -255,9 +252,14 @@ class Daemon:
         return self.config.box.data_dir or Path(platformdirs.user_data_dir("superlens", appauthor=False))
 
     @property
+    def job(self) -> Job | None:
+        """The job that runs, or was the last to run."""
+        return self._runner.job
+
+    @property
     def running(self) -> bool:
         """Whether a job runs."""
-        return self.job is not None and self.job.running
+        return self._runner.running
 
     def wait(self, *, until_job_ends: bool = False) -> None:
         """Keep the board fresh until :meth:`quit`, or until the job ends. The main thread's place."""
@@ -284,7 +286,7 @@ class Daemon:
         with self._starting:  # what is being opened has to be closed too; no job begins any more
             if self.job is not None:
                 self.job.end()
-                self._join(timeout_s=pipeline.JOIN_TIMEOUT_S + FRAME_TIMEOUT_S)
+                self._runner.join(pipeline.JOIN_TIMEOUT_S + FRAME_TIMEOUT_S)
             self.board.close()
             self._close_instrument()
 
@@ -337,7 +339,7 @@ class Daemon:
         try:
             if self._resume is not None and not self.running:
                 hands_off = "stage" in self._problems or "interlock" in self._problems
-                if instrument.broken or hands_off or self._resume != self._stops:
+                if instrument.broken or hands_off or self._resume != self._runner.stops:
                     self._resume = None
                 else:
                     self._begin(lambda opened: live_job(opened, self.board), stops=self._resume)
@@ -368,10 +370,9 @@ class Daemon:
     ) -> None:
         """``only_then``: if nobody is stopping the live view it replaces; ``stops``: if STOP came no oftener."""
         with self._one_start():
-            with self._stopping:
-                stops = self._stops if stops is None else stops
-                live = self.job is not None and self.job.state is RunState.LIVE
-                wanted = self.running and self.job is not None and not self.job.stop.is_set()
+            stops = self._runner.stops if stops is None else stops
+            live = self.job is not None and self.job.state is RunState.LIVE
+            wanted = self.running and self.job is not None and not self.job.stop.is_set()
             if only_then and not (live and wanted):
                 return
             gives_way = instead_of_live and live
@@ -381,32 +382,36 @@ class Daemon:
                 self.instrument.motion.check_reset()  # first: what is opened anew has forgotten
             instrument = self._opened(stops)
             job, engine = make_job(instrument), instrument.engine
-            refusal = None
-            if gives_way and self.job is not None:
-                self.job.end()
-                self._join(timeout_s=FRAME_TIMEOUT_S)
-                if self.running:
-                    refusal = f"The live view has not ended within {FRAME_TIMEOUT_S:g} s. Wait for its end."
-                elif job.state is RunState.LIVE:
-                    self._take_over()
-                elif instrument.engine is not engine or instrument.broken:  # the scan's files name the one before
-                    refusal = "The engine failed while the job was being started."
-            job.thread = threading.Thread(target=self._run, args=(job, instrument, stops), name="job", daemon=True)
-            with self._stopping:
-                if self._stops != stops or self._quit.is_set():
-                    refusal = "STOP was pressed while the job was being started."
-                if refusal is None:
-                    self.board.clear_preview()
-                    self._problems.put("job", None)
-                    self._resume = None
-                    self.job = job
-                    job.thread.start()
+            refusal = self._give_way(job, engine) if gives_way else None
+            if refusal is None and not self._runner.begin(
+                job, lambda: self._run(job, instrument, stops), stops=stops, quitting=self._quit, first=self._forget_job
+            ):
+                refusal = "STOP was pressed while the job was being started."
         if refusal is not None:
             if job.recorder is not None:
                 job.recorder.close()
             raise BusyError(f"{refusal} Start it again if it is wanted.")
         log.info("%s begins", job.state.value)
         self.beat()
+
+    def _give_way(self, job: Job, engine: Engine) -> str | None:
+        """End the live view for ``job``, which was made for ``engine``; why that cannot begin all the same, or None."""
+        if self.job is not None:
+            self.job.end()
+        self._runner.join(FRAME_TIMEOUT_S)
+        if self.running:
+            return f"The live view has not ended within {FRAME_TIMEOUT_S:g} s. Wait for its end."
+        if job.state is RunState.LIVE:
+            self._take_over()
+        elif self.instrument is None or self.instrument.engine is not engine or self.instrument.broken:
+            return "The engine failed while the job was being started."  # the scan's files name the one before
+        return None
+
+    def _forget_job(self) -> None:
+        """What the one before left on the page, and what was to come after it."""
+        self.board.clear_preview()
+        self._problems.put("job", None)
+        self._resume = None
 
     def _run(self, job: Job, instrument: Instrument, stops: int) -> None:
         """The job thread. Whatever a job raises ends here, once, and is shown."""
@@ -429,11 +434,6 @@ class Daemon:
             log.error("%s ended: %s", job.state.value, exc, exc_info=not isinstance(exc, (EdgeError, FirmwareError)))
         else:
             log.info("%s ended after %d frames", job.state.value, job.meter.frames)
-
-    def _join(self, *, timeout_s: float) -> None:
-        job = self.job
-        if job is not None and job.thread is not None and job.thread is not threading.current_thread():
-            job.thread.join(timeout_s)
 
     def _status(self) -> Status:
         return observe(
