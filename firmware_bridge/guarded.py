@@ -108,11 +108,7 @@ def open_guarded(
                 "away from the sphere has to be the same for both"
             )
         pzt.bind(stage)
-        interlock.rules = replace(
-            interlock.rules,
-            limits_um=stage.limits_um.intersect(rules.limits_um),
-            max_velocity_um_s=min(rules.max_velocity_um_s, *stage.velocity_um_s()),
-        )
+        interlock.narrow(limits_um=stage.limits_um, max_velocity_um_s=min(stage.velocity_um_s()))
         monitor = None
         if open_reader is not None and thresholds is not None:
             reader = open_reader(stage)

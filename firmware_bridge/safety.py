@@ -42,10 +42,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from .bounds import ApproachBounds
 from .errors import FirmwareError, OutOfRangeError, RefusedError
-from .position import PositionUm
+from .position import Box, PositionUm
 from .retraction import ARRIVED_UM, Retraction
 from .rules import Liftable as Liftable
 from .rules import Retractable as Retractable
@@ -93,7 +94,7 @@ class Interlock:
         focus: Liftable | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.rules = rules
+        self._rules = rules
         self._stage, self._focus, self._clock = stage, focus, clock
         self._retraction = Retraction(stage, focus, rules.mount)
         self._lock = threading.RLock()  # never held while an action runs: the action's own exchange calls polled()
@@ -112,6 +113,11 @@ class Interlock:
         return self._state
 
     @property
+    def rules(self) -> Rules:
+        """What is allowed; `narrow` alone changes it."""
+        return self._rules
+
+    @property
     def why(self) -> str | None:
         """The reason for a fault or a loss; None when armed."""
         return self._why
@@ -121,6 +127,24 @@ class Interlock:
         """How fast the PZT may move now."""
         near = self._state in (State.APPROACHING, State.ENGAGED)
         return self.rules.engaged_velocity_um_s if near else self.rules.max_velocity_um_s
+
+    def narrow(self, *, limits_um: Box, max_velocity_um_s: float) -> None:
+        """Allow less, while disarmed: what the stage that was opened can do. Where the rules are tighter they stay.
+
+        Raises
+        ------
+        RefusedError
+            It is not disarmed.
+        OutOfRangeError
+            Limits that leave no position, or a velocity that is not a positive number.
+        """
+        with self._lock:
+            self._require(State.DISARMED, "rules are narrowed")
+            self._rules = replace(
+                self._rules,
+                limits_um=limits_um.intersect(self._rules.limits_um),
+                max_velocity_um_s=min(max_velocity_um_s, self._rules.max_velocity_um_s),
+            )
 
     def check_armed(self) -> None:
         """Refuse (RefusedError) unless it is armed and the PZT controller answers: a search asks before each step."""

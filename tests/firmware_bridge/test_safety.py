@@ -323,6 +323,25 @@ def test_with_a_guard_z_goes_towards_the_sphere_by_an_approach_only():
     interlock.check_move(HERE, moved(z=1))
 
 
+def test_the_rules_can_be_tightened_while_disarmed_and_never_widened():
+    interlock = Bench().interlock
+    with pytest.raises(AttributeError):
+        interlock.rules = Rules("cantilever", TRAVEL)
+    inside = Box(PositionUm(10, 10, 1), PositionUm(90, 90, 9))
+    interlock.narrow(limits_um=inside, max_velocity_um_s=50.0)
+    interlock.narrow(limits_um=TRAVEL, max_velocity_um_s=1e6)
+    assert interlock.rules.limits_um == inside
+    assert interlock.velocity_limit_um_s == 50.0
+
+
+def test_an_armed_interlocks_rules_stay_as_they_are():
+    interlock = Bench().to(State.ARMED)
+    before = interlock.rules
+    with pytest.raises(RefusedError, match="only when disarmed"):
+        interlock.narrow(limits_um=TRAVEL, max_velocity_um_s=50.0)
+    assert interlock.rules is before
+
+
 def test_towards_the_sphere_is_where_z_sign_says():
     interlock = Bench(contact=True, z_sign=-1).to(State.ARMED)
     interlock.check_move(HERE, moved(x=1, z=1))
