@@ -36,7 +36,7 @@ from edge.errors import ConfigError, EdgeError
 from edge.making import next_frames, open_engine
 from edge.meter import FlowMeter
 from export.errors import PlanError
-from export.manifest import write_atomically
+from export.files import write_atomically
 from export.plan import l4t_release, this_device
 from firmware_bridge.pzt import PositionUm
 

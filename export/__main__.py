@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from export.errors import ExportError, ParityError
-from export.manifest import Form, Manifest, Precision, load_bundle, write_atomically
+from export.files import write_atomically
+from export.manifest import Form, Manifest, Precision, load_bundle
 from models.errors import ModelsError
 from models.evaluate import text_report
 

@@ -26,7 +26,8 @@ import click
 
 from export.bindings import check_release, checked, make_logger, started, why
 from export.errors import CancelledBuildError, PlanError
-from export.manifest import Precision, sha256_of
+from export.files import sha256_of
+from export.manifest import Precision
 from export.plan import (
     PlanRecord,
     Shape,

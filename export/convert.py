@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
-import signal
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +16,7 @@ from export import audit, calibration, gate, graph, half, quantize, rewrite, sta
 from export.calibration import Method, Pictures, Progress, Sample
 from export.card import model_card, with_precisions
 from export.errors import CalibrationError, ExportError, GraphError, ManifestError, ParityError
+from export.files import move, room, sha256_of
 from export.gate import Outputs
 from export.manifest import (
     BUNDLE_FILE,
@@ -30,7 +28,6 @@ from export.manifest import (
     Verification,
     check_onnxruntime,
     load_bundle,
-    sha256_of,
     write_manifest,
 )
 from export.runtime import infer_with
@@ -39,7 +36,6 @@ from models.checkpoint import Checkpoint, load_checkpoint
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8_fp16")
 _SEARCHED_PICTURES = 6
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Conversion(NamedTuple):
@@ -119,7 +115,7 @@ def convert(
         lesser = wanted[1:]
         if lesser:
             pictures = calibration.load(data or calibration.SYNTHETIC, manifests["fp32"], checkpoint.recipe)
-            make = _maker(work, pictures, method, progress)
+            make = _Maker(work, pictures, method, progress)
             judge = _Judge(work, manifests["fp32"], pictures, formed, progress)
             for precision in lesser:
                 try:
@@ -143,7 +139,7 @@ def convert(
             },
         )
         write_manifest(index, work / BUNDLE_FILE)
-        move(work, out, index)
+        move(work, out, last=BUNDLE_FILE, without=unnamed(index))
     return Conversion(load_bundle(out), refused)
 
 
@@ -157,6 +153,12 @@ def ordered(precisions: Sequence[Precision]) -> tuple[Precision, ...]:
 def file_stem(precision: Precision) -> str:
     """The name of a precision's files in a bundle, without the suffix."""
     return "model" if precision == "fp32" else f"model_{precision}"
+
+
+def unnamed(index: BundleIndex) -> list[str]:
+    """Files that an earlier bundle in the same folder may have had, of precisions that this one does not name."""
+    stems = [file_stem(precision) for precision in PRECISIONS if precision not in index.precisions]
+    return [f"{stem}{suffix}" for stem in stems for suffix in (".onnx", ".json")]
 
 
 def _kept(known: Bundle, wanted: Sequence[Precision]) -> list[Precision]:
@@ -216,32 +218,35 @@ def _staged_fp32(
     return manifest.model_copy(update={"sha256": sha256_of(path), "verify": verification})
 
 
-def _maker(work: Path, pictures: Pictures, method: Method, progress: Progress) -> Callable[[Precision], Made]:
-    """A function that makes the graph of a precision; INT8 is calibrated once for both of its files."""
-    fp32 = graph.read_model(work / "model.onnx")
-    if findings := audit.unreadable(fp32):
-        raise GraphError(f"no other precision can be made of the FP32 graph: {'; '.join(findings)}")
-    calibrated: list[tuple[onnx.ModelProto, quantize.Scheme, dict[str, float]]] = []
+class _Maker:
+    """Makes the graph of a precision; INT8 is calibrated once for both of its files."""
 
-    def make(precision: Precision) -> Made:
+    def __init__(self, work: Path, pictures: Pictures, method: Method, progress: Progress) -> None:
+        self._work, self._pictures, self._method, self._progress = work, pictures, method, progress
+        self._fp32 = graph.read_model(work / "model.onnx")
+        if findings := audit.unreadable(self._fp32):
+            raise GraphError(f"no other precision can be made of the FP32 graph: {'; '.join(findings)}")
+
+    def __call__(self, precision: Precision) -> Made:
         if precision == "fp16":
-            model = half.half(fp32)
+            model = half.half(self._fp32)
             return Made(model, half.emulated(model))
-        if not calibrated:
-            values = quantize.measured_values(fp32)
-            images = [sample.image for sample in pictures.tuning]
-            found = calibration.ranges(fp32, values, images, method, progress)
-            subpixel = rewrite.subpixel(fp32)
-            calibrated.append((subpixel, _best(subpixel, found, pictures.tuning, work, progress), found))
-        ((model, scheme, found),) = calibrated
-        words = f"{method} of {len(pictures.tuning)} pictures"
+        words = f"{self._method} of {len(self._pictures.tuning)} pictures"
+        model, scheme, ranges = self._calibrated
         if precision == "int8":
-            made = rewrite.for_openvino(quantize.quantized(model, scheme, found, paired_weights=False))
+            made = rewrite.for_openvino(quantize.quantized(model, scheme, ranges, paired_weights=False))
             return Made(made, None, words, scheme.name)
-        model = half.half(quantize.quantized(model, scheme, found, paired_weights=True))
+        model = half.half(quantize.quantized(model, scheme, ranges, paired_weights=True))
         return Made(model, half.emulated(model), words, scheme.name)
 
-    return make
+    @cached_property
+    def _calibrated(self) -> tuple[onnx.ModelProto, quantize.Scheme, dict[str, float]]:
+        """The graph that is quantized, what of it stays in float, and how large its values become."""
+        values = quantize.measured_values(self._fp32)
+        images = [sample.image for sample in self._pictures.tuning]
+        ranges = calibration.ranges(self._fp32, values, images, self._method, self._progress)
+        subpixel = rewrite.subpixel(self._fp32)
+        return subpixel, _best(subpixel, ranges, self._pictures.tuning, self._work, self._progress), ranges
 
 
 def _best(
@@ -337,47 +342,3 @@ class _Judge:
             "loss_db": max(losses, default=None),
         }
         return worst.model_copy(update={"gate": worst.gate.model_copy(update=told)})
-
-
-@contextmanager
-def room(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is gone afterwards; a full disk is said in words."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            yield Path(folder)
-    except OSError as exc:
-        if exc.errno not in _FULL:
-            raise
-        raise ExportError(
-            f"no room for the bundle {out} ({exc.strerror}); what was there is untouched: make room, or choose another"
-            " --out"
-        ) from exc
-
-
-def move(work: Path, out: Path, index: BundleIndex) -> None:
-    """Put the files in place, bundle.json last; what no precision names any more goes."""
-    with _uninterrupted():
-        out.mkdir(exist_ok=True)
-        for path in sorted(work.iterdir(), key=lambda path: path.name == BUNDLE_FILE):
-            path.replace(out / path.name)
-        for precision in set(PRECISIONS) - set(index.precisions):
-            for suffix in (".onnx", ".json"):
-                (out / f"{file_stem(precision)}{suffix}").unlink(missing_ok=True)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done."""
-    pressed: list[int] = []
-    try:
-        before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    except ValueError:  # not the main thread, so Ctrl-C does not arrive here
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt

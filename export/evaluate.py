@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from export.card import model_card, with_precisions
-from export.manifest import Bundle, Precision, write_atomically
+from export.files import write_atomically
+from export.manifest import Bundle, Precision
 from export.runtime import infer_with
 from models.checkpoint import load_checkpoint
 from models.evaluate import Judgement, Subject, evaluate

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -13,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from export.errors import ManifestError, PrecisionError
+from export.files import sha256_of, write_atomically
 
 Precision = Literal["fp32", "fp16", "int8", "int8_fp16"]
 Task = Literal["enhance", "sem", "neural-lens"]
@@ -263,27 +262,6 @@ def write_manifest(record: Manifest | BundleIndex, path: str | os.PathLike[str])
     write_atomically(Path(path), text.encode())
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file at `path`, or the one it links to, by `data` in one step.
-
-    A device or a pipe is written to: renaming a file over it would, for root and /dev/null, be the end of /dev/null.
-    """
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)
-        return
-    path = Path(os.path.realpath(path))  # a rename would replace the link, /dev/stdout say, not what it points to
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
 def check_onnxruntime(precision: Precision, version: str) -> None:
     """Refuse INT8 on a release of ONNX Runtime that computes it wrongly; `version` is its `__version__`.
 
@@ -304,15 +282,6 @@ def check_onnxruntime(precision: Precision, version: str) -> None:
             f"ONNX Runtime {version} computes {precision} wrongly (it truncates FP16 where it should round), expected"
             f" {wanted} or later; use the precision fp32 there, or the engine openvino for int8"
         )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read(path: Path, kind: type[_RecordT]) -> _RecordT:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.files import sha256_of, write_atomically
 from export.graph import opset, read_model
-from export.manifest import Bundle, Manifest, TensorSpec, sha256_of, write_atomically
+from export.manifest import Bundle, Manifest, TensorSpec
 from export.runtime import infer_with
 from models.checkpoint import load_checkpoint
 

@@ -12,8 +12,9 @@ import torch
 
 from export import audit, calibration, gate, graph, half, quantize, rewrite
 from export.calibration import Progress, Sample
-from export.convert import file_stem, move, ordered, room, silent
+from export.convert import file_stem, ordered, silent, unnamed
 from export.errors import CalibrationError, ExportError, GraphError
+from export.files import move, room
 from export.manifest import (
     BUNDLE_FILE,
     Bundle,
@@ -103,7 +104,7 @@ def random_bundle(
             name=name, task="neural-lens", precisions={entry: f"{file_stem(entry)}.json" for entry in wanted}
         )
         write_manifest(index, work / BUNDLE_FILE)
-        move(work, out, index)
+        move(work, out, last=BUNDLE_FILE, without=unnamed(index))
     return load_bundle(out)
 
 

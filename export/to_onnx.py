@@ -17,8 +17,9 @@ import onnxruntime
 import torch
 
 from export.errors import ParityError
+from export.files import sha256_of
 from export.graph import checked
-from export.manifest import Manifest, Precision, TensorSpec, Verification, sha256_of
+from export.manifest import Manifest, Precision, TensorSpec, Verification
 from export.runtime import infer_with
 from models import metrics
 from models.checkpoint import Checkpoint

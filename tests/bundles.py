@@ -9,7 +9,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from export.manifest import BundleIndex, Manifest, TensorSpec, Verification, sha256_of, write_manifest
+from export.files import sha256_of
+from export.manifest import BundleIndex, Manifest, TensorSpec, Verification, write_manifest
 
 PIXEL_SIZE_NM = 6500 / (50 * 2.70)
 

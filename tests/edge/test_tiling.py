@@ -25,7 +25,8 @@ from edge.engine.prepare import Counts
 from edge.engine.tiling import TiledEngine, load_tiled, spans
 from edge.errors import ConfigError
 from edge.frames import LAYOUTS, PixelFormat
-from export.manifest import Bundle, load_bundle, read_manifest, sha256_of, write_manifest
+from export.files import sha256_of
+from export.manifest import Bundle, load_bundle, read_manifest, write_manifest
 from tests.contracts import random_slot
 
 FULL_SCALE = 65535

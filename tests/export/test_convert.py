@@ -29,7 +29,8 @@ from export.__main__ import main
 from export.audit import audit
 from export.convert import convert
 from export.errors import CalibrationError, ExportError, GraphError, ManifestError, ParityError, PrecisionError
-from export.manifest import Bundle, load_bundle, sha256_of
+from export.files import sha256_of
+from export.manifest import Bundle, load_bundle
 from export.runtime import infer_with
 from models.checkpoint import build_network, save_checkpoint
 from models.recipe import Recipe, read_recipe

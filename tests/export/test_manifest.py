@@ -1,14 +1,13 @@
 """The contract of training and appliance: what is written is read back, nothing else is accepted."""
 
 import json
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from export.errors import ExportError, ManifestError
+from export.files import sha256_of
 from export.manifest import (
     BundleIndex,
     Manifest,
@@ -16,8 +15,6 @@ from export.manifest import (
     Verification,
     load_bundle,
     read_manifest,
-    sha256_of,
-    write_atomically,
     write_manifest,
 )
 
@@ -138,28 +135,6 @@ def test_a_file_that_is_no_json_record_is_refused(bundle: Path, text: str) -> No
     (bundle / "bundle.json").write_text(text)
     with pytest.raises(ManifestError, match=r"bundle\.json is no BundleIndex"):
         load_bundle(bundle)
-
-
-def test_a_pipe_is_written_into_and_stays_a_pipe(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        write_atomically(pipe, b"a report")
-        assert stat.S_ISFIFO(pipe.stat().st_mode)
-        assert os.read(reader, 100) == b"a report"
-    finally:
-        os.close(reader)
-    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
-
-
-def test_what_a_link_points_to_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
-    target, link = tmp_path / "report.json", tmp_path / "link"
-    target.write_bytes(b"old")
-    link.symlink_to(target)
-    write_atomically(link, b"new")
-    assert link.is_symlink()
-    assert target.read_bytes() == b"new"
 
 
 def test_the_errors_stand_in_one_tree() -> None:

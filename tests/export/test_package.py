@@ -17,7 +17,8 @@ if os.environ.get("CI") != "true":
 from click.testing import CliRunner
 
 from export.__main__ import main
-from export.manifest import load_bundle, sha256_of
+from export.files import sha256_of
+from export.manifest import load_bundle
 from models.checkpoint import build_network, save_checkpoint
 from models.recipe import read_recipe
 from tests.bundles import make_bundle

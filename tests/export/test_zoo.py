@@ -20,7 +20,8 @@ from scipy.ndimage import gaussian_filter, zoom
 import models
 from export import audit, gate
 from export.__main__ import main
-from export.manifest import Precision, load_bundle, sha256_of
+from export.files import sha256_of
+from export.manifest import Precision, load_bundle
 from export.runtime import infer_with
 from models import metrics
 from models.checkpoint import load_checkpoint

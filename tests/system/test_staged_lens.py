@@ -14,7 +14,8 @@ from edge.config import Config
 from edge.devices import Engine
 from edge.engine import Backend, find_bundle, load_engine
 from export import graph
-from export.manifest import load_bundle, sha256_of, write_manifest
+from export.files import sha256_of
+from export.manifest import load_bundle, write_manifest
 from export.staged import magnifiers, staged
 
 SIDE_PX = 256

@@ -21,7 +21,7 @@ from cuda.bindings import driver, nvrtc
 
 from edge.engine.cuda.thread import checked
 from edge.errors import EngineError
-from export.manifest import write_atomically
+from export.files import write_atomically
 
 log = logging.getLogger(__name__)
 
