@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import gcs
-from .errors import OutOfRangeError, ProtocolError
+from .errors import OutOfRangeError, ProtocolError, RefusedError
 from .stage import PztStage
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Recorder:
 
     def __init__(self, stage: PztStage) -> None:
         self._stage = stage
+        self._period_s, self._rows = 0.0, 0  # of what is armed
 
     def arm(self, *, duration_s: float, rows: int = 200) -> None:
         """Record for so long, in at most so many rows, from the next command that moves.
@@ -115,11 +116,15 @@ class Recorder:
 
         Raises
         ------
+        RefusedError
+            It was never armed.
         ProtocolError
             Not an array, or never the same twice.
         LinkError
             As in `Link.ask`.
         """
+        if not self._rows:
+            raise RefusedError("nothing was recorded: arm the recorder before the motion, then read it")
         blocks = [
             self._agreed(start, min(BLOCK_ROWS, self._rows + 1 - start))
             for start in range(1, self._rows + 1, BLOCK_ROWS)

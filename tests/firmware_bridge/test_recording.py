@@ -162,6 +162,11 @@ def test_a_recorded_digit_that_flips_on_the_wire_is_read_again(stage):
         recorder.read()
 
 
+def test_a_recorder_that_was_never_armed_has_nothing_to_read(stage):
+    with pytest.raises(RefusedError, match="arm the recorder"):
+        Recorder(stage).read()
+
+
 def test_rows_that_were_not_recorded_are_refused(stage):
     recorder = Recorder(stage)
     recorder.arm(duration_s=5.0, rows=50)
