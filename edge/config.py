@@ -26,8 +26,6 @@ else:
     import tomli as tomllib
 
 DEFAULT_FIELD_UM = 16.0
-PIXEL_SIZE_TOLERANCE = 0.10
-"""How far a camera's pixel may be from the one the model was trained for before the result means nothing."""
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 PixelFormat = Literal[

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from export.errors import CalibrationError
-from export.manifest import Manifest
+from export.manifest import PIXEL_SIZE_TOLERANCE, Manifest
 from models.errors import ModelsError
 from models.micrographs import read_micrograph
 from models.pairs import PAIRS_FILE, read_index, read_pairs
@@ -28,7 +28,6 @@ Progress = Callable[[str, int, int], None]
 SYNTHETIC = "synthetic:calibration"
 # Far from the seeds of the held-out sets, which count up from 20 251.
 SEED = 31_415
-PIXEL_SIZE_TOLERANCE = 0.1
 MOST_PICTURES = 32  # of a folder, in each part
 PERCENTILE = 99.99
 _BINS = 2048
@@ -169,11 +168,10 @@ def _check_shape(file: Path, shape_px: tuple[int, ...], manifest: Manifest) -> N
 
 
 def _check_pixel(file: Path, pixel_size_nm: float | None, manifest: Manifest) -> None:
-    wanted = manifest.pixel_size_nm
-    if pixel_size_nm is not None and abs(pixel_size_nm / wanted - 1) > PIXEL_SIZE_TOLERANCE:
+    if not manifest.pixel_fits(pixel_size_nm):
         raise CalibrationError(
-            f"{file} has pixels of {pixel_size_nm:g} nm, {manifest.name} was trained for {wanted:g} nm (10 % off is the"
-            " most it may be); give frames of the microscope it will see"
+            f"{file} has pixels of {pixel_size_nm:g} nm, {manifest.name} was trained for {manifest.pixel_size_nm:g} nm"
+            f" ({100 * PIXEL_SIZE_TOLERANCE:g} % off is the most it may be); give frames of the microscope it will see"
         )
 
 

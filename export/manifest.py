@@ -25,6 +25,8 @@ TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 BUNDLE_FILE = "bundle.json"
 FIRST_ONNXRUNTIME_WITH_INT8 = (1, 31)
+PIXEL_SIZE_TOLERANCE = 0.1
+"""How far a picture's pixel may be from the one the model was trained for before the result means nothing."""
 
 
 class _Record(BaseModel):
@@ -148,6 +150,10 @@ class Manifest(_Record):
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs, the one shown first."""
         return tuple(spec.name for spec in self.outputs)
+
+    def pixel_fits(self, pixel_size_nm: float | None) -> bool:
+        """Whether pictures with that pixel are ones it was trained for; of an unknown pixel nothing can be said."""
+        return pixel_size_nm is None or abs(pixel_size_nm / self.pixel_size_nm - 1) <= PIXEL_SIZE_TOLERANCE
 
 
 class BundleIndex(_Record):

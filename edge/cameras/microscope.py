@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.config import PIXEL_SIZE_TOLERANCE, Config, OpticsConfig
+from edge.config import Config, OpticsConfig
 from export.manifest import Manifest
 from models import pollen
 from models.optics import Optics
@@ -109,7 +109,7 @@ def fitted(config: Config, manifest: Manifest) -> Config:
             objective_magnification=LENS_MAGNIFICATION,
             camera_pixel_um=round(wanted_um * LENS_MAGNIFICATION, 6),
         )
-    elif abs(optics_of(config.optics).pixel_size_nm / manifest.pixel_size_nm - 1) > PIXEL_SIZE_TOLERANCE:
+    elif not manifest.pixel_fits(optics_of(config.optics).pixel_size_nm):
         default = Optics()
         optics = OpticsConfig(camera_pixel_um=wanted_um * default.objective_magnification * default.focus_magnification)
     else:

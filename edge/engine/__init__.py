@@ -10,13 +10,12 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.config import PIXEL_SIZE_TOLERANCE
 from edge.devices import Engine
 from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EngineError
 from edge.frames import LAYOUTS, PixelFormat
 from export.errors import ManifestError
-from export.manifest import Bundle, Manifest, Precision, load_bundle
+from export.manifest import PIXEL_SIZE_TOLERANCE, Bundle, Manifest, Precision, load_bundle
 
 Backend = Literal["openvino", "onnxruntime", "tensorrt"]
 Hint = Literal["auto", "bf16", "f32"]
@@ -105,12 +104,12 @@ def check_pixel_size(bundle: Bundle, precision: Precision, pixel_size_nm: float 
     ConfigError
         Too far off; the message ends with ``remedy``.
     """
-    trained_nm = manifest_of(bundle, precision).pixel_size_nm
-    if pixel_size_nm is None or abs(pixel_size_nm / trained_nm - 1) <= PIXEL_SIZE_TOLERANCE:
+    manifest = manifest_of(bundle, precision)
+    if manifest.pixel_fits(pixel_size_nm):
         return
     raise ConfigError(
-        f"The images have {pixel_size_nm:g} nm/px, but {bundle.name} was trained for {trained_nm:g} nm/px "
-        f"(10 % off is the most it may be). {remedy}"
+        f"The images have {pixel_size_nm:g} nm/px, but {bundle.name} was trained for {manifest.pixel_size_nm:g} nm/px "
+        f"({100 * PIXEL_SIZE_TOLERANCE:g} % off is the most it may be). {remedy}"
     )
 
 

@@ -92,6 +92,15 @@ def test_outputs_are_grey_or_colour_and_the_first_is_shown(bundle: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("pixel_size_nm", "fits"), [(48.1, True), (52.9, True), (53.0, False), (43.3, True), (43.2, False), (None, True)]
+)
+def test_a_pixel_up_to_a_tenth_off_or_unknown_is_what_the_model_was_trained_for(
+    bundle: Path, pixel_size_nm: float | None, fits: bool
+) -> None:
+    assert load_bundle(bundle).manifest().pixel_fits(pixel_size_nm) is fits
+
+
+@pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
