@@ -15,8 +15,6 @@ from typing import Protocol
 from .contact import Sample, Thresholds
 from .errors import FirmwareError, LinkError, OutOfRangeError, RefusedError, StoppedError
 from .position import Box, PositionUm
-from .retraction import FocusRetraction as FocusRetraction
-from .retraction import PztRetraction as PztRetraction
 from .safety import Interlock, State
 
 log = logging.getLogger(__name__)

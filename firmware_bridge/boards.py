@@ -30,15 +30,12 @@ class Board:
 
     Attributes
     ----------
-    compatible : tuple of str
-        What /proc/device-tree/compatible may hold.
     pins : mapping
         Number of a header pin to (label of the chip, line).
     pinmux : bool
         Whether the device tree has to make a pin an output first.
     """
 
-    compatible: tuple[str, ...]
     pins: Mapping[int, tuple[str, int]]
     pinmux: bool
 
@@ -70,23 +67,11 @@ _AGX_ORIN = {
 }  # fmt: skip
 
 BOARDS = {
-    "jetson-orin-nano": Board(
-        tuple(f"nvidia,p{carrier}-0000+p3767-{sku}" for carrier in (3509, 3768) for sku in ("0003", "0004", "0005")),
-        _ORIN_NX,
-        pinmux=True,
-    ),
-    "jetson-orin-nx": Board(
-        tuple(f"nvidia,p{carrier}-0000+p3767-{sku}" for carrier in (3509, 3768) for sku in ("0000", "0001")),
-        _ORIN_NX,
-        pinmux=True,
-    ),
-    "jetson-agx-orin": Board(
-        tuple(f"nvidia,p3737-0000+p3701-{sku}" for sku in ("0000", "0001", "0004", "0005", "0008")),
-        _AGX_ORIN,
-        pinmux=True,
-    ),
-    "raspberry-pi-4": Board(("raspberrypi,4-model-b",), _pins("pinctrl-bcm2711", _BCM), pinmux=False),
-    "raspberry-pi-5": Board(("raspberrypi,5-model-b",), _pins("pinctrl-rp1", _BCM), pinmux=False),
+    "jetson-orin-nano": Board(_ORIN_NX, pinmux=True),
+    "jetson-orin-nx": Board(_ORIN_NX, pinmux=True),
+    "jetson-agx-orin": Board(_AGX_ORIN, pinmux=True),
+    "raspberry-pi-4": Board(_pins("pinctrl-bcm2711", _BCM), pinmux=False),
+    "raspberry-pi-5": Board(_pins("pinctrl-rp1", _BCM), pinmux=False),
 }
 
 
@@ -109,21 +94,6 @@ def line_of(board: str, header_pin: int) -> tuple[str, int]:
             f"pin {header_pin} of the {board}'s header is no GPIO: expected one of {', '.join(map(str, pins))}"
         )
     return pins[header_pin]
-
-
-def this_board(compatible: bytes | None = None) -> str | None:
-    r"""Which of the boards this is, from the device tree; None for another one.
-
-    >>> this_board(b"nvidia,p3768-0000+p3767-0005\0nvidia,tegra234\0")
-    'jetson-orin-nano'
-    """
-    if compatible is None:
-        try:
-            compatible = Path("/proc/device-tree/compatible").read_bytes()
-        except OSError:  # not every machine has a device tree
-            return None
-    names = compatible.decode("ascii", "replace").split("\0")
-    return next((name for name, board in BOARDS.items() if not {*board.compatible}.isdisjoint(names)), None)
 
 
 def chip_label(path: Path) -> str:

@@ -145,7 +145,7 @@ class ContactMonitor:
         self._came = threading.Condition()
         self._sample: Sample | None = None
         self._since_s = clock()
-        self._over = self._at = 0  # samples in a row beyond the overload, at the set point
+        self._over = 0  # samples in a row beyond the overload
         self._trouble = "no sample yet"
         self._failure: BaseException | None = None
         self._stop = threading.Event()
@@ -203,9 +203,8 @@ class ContactMonitor:
             limits = self.thresholds
             over = not value_v < limits.overload_v  # NaN is
             broken = limits.broken_v is not None and value_v < limits.broken_v
-            self._at = self._at + 1 if value_v >= limits.set_point_v else 0
             what = f"sensor broken: {value_v:.3f} V" if broken else f"overload: {value_v:.3f} V"
-            self._judge(asked_s, over=over or broken, what=what)
+            self._judge(asked_s, over=over or broken, what=what, touches=value_v >= limits.set_point_v)
             with self._came:  # last: whoever waits for the sample may rely on the guard's knowing of it
                 self._sample = Sample(value_v, asked_s, 0 if self._sample is None else self._sample.index + 1)
                 self._trouble = "the ADC or the machine is held up"
@@ -213,14 +212,14 @@ class ContactMonitor:
         if self._guard is not None:
             self._guard.tick()
 
-    def _judge(self, asked_s: float, *, over: bool, what: str) -> None:
+    def _judge(self, asked_s: float, *, over: bool, what: str, touches: bool = False) -> None:
         self._over = self._over + 1 if over else 0
         if self._guard is None:
             return
         if self._over >= self.thresholds.debounce:
             self._guard.overload(f"contact {what}, {self._over} samples in a row")
         elif not over:
-            self._guard.sampled(asked_s, touches=self._at > 0)
+            self._guard.sampled(asked_s, touches=touches)
 
     def _age_s(self) -> float:
         return self._clock() - (self._since_s if self._sample is None else self._sample.t_s)
@@ -240,10 +239,6 @@ class ContactMonitor:
                 f"no contact sample for {self._age_s():.3f} s ({self._trouble}): check the ADC and its cable"
             )
         return sample
-
-    def at_set_point(self) -> bool:
-        """Whether the newest samples, `debounce` of them, are at the set point or beyond."""
-        return self._at >= self.thresholds.debounce
 
     def wait(self, count: int = 1, *, timeout_s: float = 1.0) -> list[Sample]:
         """The next `count` samples, all of them asked for after this call.

@@ -297,10 +297,6 @@ class PztStage:
         """
         self._mover.stop()
 
-    def halt(self) -> None:
-        """The bytes of `stop` alone, which asks the controller afterwards; errors as in `stop`."""
-        self._mover.halt()
-
     def retreat(self, z_um: float) -> None:
         """Stop all axes, and send z, and z alone, to a place: in one write, past any request that waits.
 

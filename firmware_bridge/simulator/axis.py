@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from firmware_bridge import gcs
 from firmware_bridge.position import Box, PositionUm
 
 from .grammar import AUTOZERO_RUNNING, INITIALISING, Refusal, expect, named
@@ -218,8 +217,3 @@ def three_axes(
             strict=True,
         )
     )
-
-
-def channel_of(stage: Stage, item: str) -> Axis:
-    """The axis behind a piezo channel; error 15 where there is none."""
-    return named(item, stage.channels, code=gcs.BAD_AXIS)

@@ -19,9 +19,9 @@ from edge.errors import BusyError, ConfigError
 from edge.jobs import plan_scan
 from edge.motion import open_motion
 from edge.status import RunState
-from firmware_bridge.approach import FocusRetraction, PztRetraction
 from firmware_bridge.errors import RefusedError
 from firmware_bridge.focus import FocusStage
+from firmware_bridge.retraction import FocusRetraction, PztRetraction
 from firmware_bridge.safety import State
 from firmware_bridge.simulator import cantilever
 from models.optics import Optics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from firmware_bridge import boards
-from firmware_bridge.boards import BOARDS, find_chip, line_of, this_board
+from firmware_bridge.boards import BOARDS, find_chip, line_of
 from firmware_bridge.errors import LinkError, OutOfRangeError
 
 POWER_AND_GROUND = {1, 2, 4, 6, 9, 14, 17, 20, 25, 30, 34, 39}
@@ -46,27 +46,6 @@ def test_what_is_no_board_or_no_gpio_is_refused_with_what_there_is():
         line_of("arduino", 7)
     with pytest.raises(OutOfRangeError, match="is no GPIO"):
         line_of("jetson-orin-nano", 6)
-
-
-@pytest.mark.parametrize(
-    ("compatible", "name"),
-    [
-        (b"nvidia,p3768-0000+p3767-0005-super\0nvidia,p3768-0000+p3767-0005\0nvidia,tegra234\0", "jetson-orin-nano"),
-        (b"nvidia,p3509-0000+p3767-0000\0", "jetson-orin-nx"),
-        (b"nvidia,p3737-0000+p3701-0005\0", "jetson-agx-orin"),
-        (b"raspberrypi,5-model-b\0brcm,bcm2712\0", "raspberry-pi-5"),
-        (b"raspberrypi,4-model-b\0brcm,bcm2711\0", "raspberry-pi-4"),
-        (b"acme,toaster\0", None),
-        (b"", None),
-    ],
-)
-def test_a_board_is_known_by_its_device_tree(compatible, name):
-    assert this_board(compatible) == name
-
-
-def test_no_compatible_name_is_two_boards():
-    names = [name for board in BOARDS.values() for name in board.compatible]
-    assert len(set(names)) == len(names)
 
 
 def test_a_chip_is_found_by_its_label_whatever_its_number(tmp_path, monkeypatch):

@@ -137,15 +137,6 @@ def test_a_sample_that_is_old_is_not_the_latest():
         bench.monitor.latest()
 
 
-def test_the_set_point_takes_as_many_samples_as_the_overload():
-    bench = Bench(2.1, 1.9, 2.1, 2.1)
-    reached = []
-    for _ in range(4):
-        bench.step()
-        reached.append(bench.monitor.at_set_point())
-    assert reached == [False, False, False, True]
-
-
 volts = st.sampled_from([0.0, 0.1, 0.2, 1.0, 2.4999, 2.5, 3.0, math.nan])
 readings = st.lists(st.one_of(volts, st.just("out of range"), st.just("silent")), max_size=30)
 

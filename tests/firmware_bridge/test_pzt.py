@@ -438,9 +438,7 @@ def test_a_retreat_passes_a_move_under_way_and_arrives(stage):
     assert truth(stage).x < 99
 
 
-@pytest.mark.parametrize(
-    "stops", [lambda stage: stage.stop(), lambda stage: stage.retreat(5), lambda stage: stage.halt()]
-)
+@pytest.mark.parametrize("stops", [lambda stage: stage.stop(), lambda stage: stage.retreat(5)])
 def test_a_stop_between_two_moves_ends_a_series_and_the_series_around_it(stage, stops):
     def one_after_the_other():
         with stage.series():
