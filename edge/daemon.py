@@ -17,11 +17,12 @@ from pathlib import Path
 
 import platformdirs
 
-from edge import handover, pipeline
+from edge import pipeline
 from edge.config import Config
 from edge.devices import Engine
 from edge.engine.builder import BuildProgress
 from edge.errors import BusyError, EdgeError, EngineError
+from edge.handover import Succession
 from edge.instrument import Instrument, open_instrument
 from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, plan_scan, save_shot, scan_job
 from edge.observe import observe, observe_stage, warnings
@@ -54,9 +55,9 @@ class Daemon:
         self.instrument: Instrument | None = None
         self._starting = threading.Lock()  # held while the instrument is opened or a job is begun
         self._runner = Runner()
-        self._resume: int | None = None  # an endless live view was broken off by its engine, after so many stops
         self._beating = threading.Lock()
         self._problems = Problems()
+        self._succession = Succession(self._problems)
         self._start_error: str | None = None
         self._stage: StageStatus | None = None
         self._begun_ns = time.monotonic_ns()
@@ -91,7 +92,7 @@ class Daemon:
         It is armed, unless STOP was pressed since `stops`.
         """
         if self.instrument is not None and "stage" not in self._problems and not self.instrument.broken:
-            self._take_over()
+            self._succession.take_over(self.instrument, running=self.running)
             self._arm(self.instrument, stops)  # again, after a reset
             return self.instrument
         self._close_instrument()
@@ -101,12 +102,12 @@ class Daemon:
         except (EdgeError, FirmwareError) as exc:
             self._close_instrument()
             self._start_error = str(exc)
-            self._problems.put("engine", None)  # none is being made any more
+            self._succession.settled()
             self.beat()
             raise
         self._start_error = None
         self._problems.put("stage", None)
-        self._problems.put("engine", None)
+        self._succession.settled()
         if self.instrument.making is not None:
             self.instrument.making.start()
         simulated = ", ".join(self.instrument.simulated)
@@ -268,7 +269,7 @@ class Daemon:
             self._switch()
             self.beat()
             self._alive()
-            if until_job_ends and ended and not self.running and self._resume is None:
+            if until_job_ends and ended and not self.running and self._succession.broken_off is None:
                 break
 
     @property
@@ -320,7 +321,7 @@ class Daemon:
 
     def _note_build(self, progress: BuildProgress) -> None:
         """An engine is made before anything can run; the page says so."""
-        self._problems.put("engine", handover.being_made(progress))
+        self._succession.being_made(progress)
         self.beat()
         self._alive()
 
@@ -333,32 +334,20 @@ class Daemon:
         instrument, job = self.instrument, self.job
         if instrument is None:
             return
-        making = instrument.making
-        if making is not None and not making.done:
-            self._problems.put("engine", handover.made_meanwhile(instrument))
+        self._succession.made_meanwhile(instrument)
+        making, stops = instrument.making, self._runner.stops
+        hands_off = "stage" in self._problems or "interlock" in self._problems
         try:
-            if self._resume is not None and not self.running:
-                hands_off = "stage" in self._problems or "interlock" in self._problems
-                if instrument.broken or hands_off or self._resume != self._runner.stops:
-                    self._resume = None
-                else:
-                    self._begin(lambda opened: live_job(opened, self.board), stops=self._resume)
+            if not self.running and self._succession.resumes(instrument, stops=stops, hands_off=hands_off):
+                self._begin(lambda opened: live_job(opened, self.board), stops=stops)
             elif making is not None and making.done:
                 if making.failure is None and self.running and job is not None and job.endless:
                     self._begin(lambda opened: live_job(opened, self.board), instead_of_live=True, only_then=True)
                 else:
                     with self._one_start():
-                        self._take_over()
+                        self._succession.take_over(instrument, running=self.running)
         except (EdgeError, FirmwareError) as exc:  # somebody starts or stops something: at the next beat, then
             log.debug("the engine waits: %s", exc)
-
-    def _take_over(self) -> None:
-        """Between two jobs, the engine that was made; that none could be made is said at once."""
-        instrument = self.instrument
-        making = None if instrument is None else instrument.making
-        if instrument is not None and making is not None and making.done:
-            if making.failure is not None or not self.running:
-                self._problems.put("engine", handover.take_over(instrument))
 
     def _begin(
         self,
@@ -382,7 +371,7 @@ class Daemon:
                 self.instrument.motion.check_reset()  # first: what is opened anew has forgotten
             instrument = self._opened(stops)
             job, engine = make_job(instrument), instrument.engine
-            refusal = self._give_way(job, engine) if gives_way else None
+            refusal = self._give_way(job, instrument, engine) if gives_way else None
             if refusal is None and not self._runner.begin(
                 job, lambda: self._run(job, instrument, stops), stops=stops, quitting=self._quit, first=self._forget_job
             ):
@@ -394,7 +383,7 @@ class Daemon:
         log.info("%s begins", job.state.value)
         self.beat()
 
-    def _give_way(self, job: Job, engine: Engine) -> str | None:
+    def _give_way(self, job: Job, instrument: Instrument, engine: Engine) -> str | None:
         """End the live view for ``job``, which was made for ``engine``; why that cannot begin all the same, or None."""
         if self.job is not None:
             self.job.end()
@@ -402,8 +391,8 @@ class Daemon:
         if self.running:
             return f"The live view has not ended within {FRAME_TIMEOUT_S:g} s. Wait for its end."
         if job.state is RunState.LIVE:
-            self._take_over()
-        elif self.instrument is None or self.instrument.engine is not engine or self.instrument.broken:
+            self._succession.take_over(instrument, running=False)
+        elif instrument.engine is not engine or instrument.broken:
             return "The engine failed while the job was being started."  # the scan's files name the one before
         return None
 
@@ -411,18 +400,12 @@ class Daemon:
         """What the one before left on the page, and what was to come after it."""
         self.board.clear_preview()
         self._problems.put("job", None)
-        self._resume = None
+        self._succession.broken_off = None
 
     def _run(self, job: Job, instrument: Instrument, stops: int) -> None:
         """The job thread. Whatever a job raises ends here, once, and is shown."""
         try:
-            try:
-                job.work(job)
-            except EngineError as exc:
-                if instrument.engine.backend == "tensorrt" and instrument is self.instrument:
-                    self._problems.put("engine", handover.give_up(instrument, exc))
-                    self._resume = stops if job.endless and not instrument.broken else None
-                raise
+            self._work(job, instrument, stops)
         except StoppedError:
             log.info("the stage was stopped in mid-move")
         except Exception as exc:
@@ -434,6 +417,14 @@ class Daemon:
             log.error("%s ended: %s", job.state.value, exc, exc_info=not isinstance(exc, (EdgeError, FirmwareError)))
         else:
             log.info("%s ended after %d frames", job.state.value, job.meter.frames)
+
+    def _work(self, job: Job, instrument: Instrument, stops: int) -> None:
+        try:
+            job.work(job)
+        except EngineError as exc:
+            if instrument.engine.backend == "tensorrt" and instrument is self.instrument:
+                self._succession.give_up(instrument, exc, resume=stops if job.endless else None)
+            raise
 
     def _status(self) -> Status:
         return observe(
