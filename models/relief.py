@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.canvas import Canvas
 from models.errors import SpecimenError
-from models.families import FAMILIES, Canvas
+from models.families import FAMILIES
 from models.optics import Optics, blur
 
 Image = NDArray[np.float32]

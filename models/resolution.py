@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import map_coordinates
 
-from models.families import Canvas
+from models.canvas import Canvas
 
 Image = NDArray[np.float32]
 Curve = NDArray[np.float64]

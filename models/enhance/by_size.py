@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.canvas import Canvas
 from models.classical import METHODS
 from models.detection import Matches, Points, chance_f1, find_blobs, match, pooled, threshold_for
 from models.enhance import data
 from models.enhance.cases import Case, see
 from models.evaluate import Subject
-from models.families import Canvas
 from models.resolution import dip, line_pairs, resolved_gap_nm
 
 Image = NDArray[np.float32]
