@@ -60,6 +60,7 @@ class Daemon:
         self._succession = Succession(self._problems)
         self._start_error: str | None = None
         self._stage: StageStatus | None = None
+        self._stage_lost = False  # until it is opened anew: where it is, nobody knows
         self._begun_ns = time.monotonic_ns()
         self._quit = threading.Event()
         self.board = StatusBoard(self._status())
@@ -91,7 +92,7 @@ class Daemon:
 
         It is armed, unless STOP was pressed since `stops`.
         """
-        if self.instrument is not None and "stage" not in self._problems and not self.instrument.broken:
+        if self.instrument is not None and not self._stage_lost and not self.instrument.broken:
             self._succession.take_over(self.instrument, running=self.running)
             self._arm(self.instrument, stops)  # again, after a reset
             return self.instrument
@@ -106,6 +107,7 @@ class Daemon:
             self.beat()
             raise
         self._start_error = None
+        self._stage_lost = False
         self._problems.put("stage", None)
         self._succession.settled()
         if self.instrument.making is not None:
@@ -302,17 +304,21 @@ class Daemon:
                 except FirmwareError as exc:
                     if instrument is self.instrument:
                         self._lose_stage(exc)
-                if instrument is self.instrument and instrument.motion.tell(self._problems) and self.job is not None:
+                found = instrument.motion.tell(self._problems) if instrument is self.instrument else None
+                if found == "lost":
+                    self._stage_lost = True
+                if found is not None and self.job is not None:
                     self.job.end()
             status = self._status()
-            found = warnings(status)
+            warned = warnings(status)
             for key in ("slow", "disk"):
-                self._problems.put(key, Notice(*found[key], "warning") if key in found else None)
+                self._problems.put(key, Notice(*warned[key], "warning") if key in warned else None)
             self.board.publish(status.model_copy(update={"problems": self._problems.all()}))
 
     def _lose_stage(self, error: FirmwareError) -> None:
         """A fault until a person starts again, which opens the stage anew: where it is, nobody knows."""
         words = f"{str(error).rstrip('.')}. Lift the sphere, then start again."
+        self._stage_lost = True
         self._problems.put("stage", Notice("The stage does not answer", words))
         if self._stage is not None:
             self._stage = self._stage.model_copy(update={"on_target": None, "error": str(error)})
@@ -336,9 +342,10 @@ class Daemon:
             return
         self._succession.made_meanwhile(instrument)
         making, stops = instrument.making, self._runner.stops
-        hands_off = "stage" in self._problems or "interlock" in self._problems
         try:
-            if not self.running and self._succession.resumes(instrument, stops=stops, hands_off=hands_off):
+            if not self.running and self._succession.resumes(
+                instrument, stops=stops, hands_off=self._problems.hands_off
+            ):
                 self._begin(lambda opened: live_job(opened, self.board), stops=stops)
             elif making is not None and making.done:
                 if making.failure is None and self.running and job is not None and job.endless:
@@ -432,7 +439,7 @@ class Daemon:
             self.instrument,
             self.job,
             stage=self._stage,
-            problems=self._problems.all(),
+            problems=self._problems,
             start_error=self._start_error,
             begun_ns=self._begun_ns,
             data_dir=self.data_dir,

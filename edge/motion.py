@@ -149,8 +149,8 @@ class Motion:
         except RefusedError as exc:
             raise BusyError(f"Not reset: {exc}.") from exc
 
-    def tell(self, problems: Problems) -> bool:
-        """Put what the interlock found wrong into the list; whether a job has to end for it.
+    def tell(self, problems: Problems) -> Literal["lost", "latched"] | None:
+        """Put what the interlock found wrong into the list; what it is, where a job has to end for it.
 
         A latched fault stays until a person resets it, a loss until the instrument is opened anew.
         """
@@ -170,7 +170,7 @@ class Motion:
         )
         latched = state is State.FAULT
         problems.put("interlock", Notice("The interlock stopped the stage", words) if latched else None)
-        return lost or latched
+        return "lost" if lost else "latched" if latched else None
 
     def status(self) -> InterlockStatus:
         """Where the interlock stands, and the newest contact sample with its age."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from edge import __version__
@@ -14,7 +13,7 @@ from edge.engine.choice import Candidate
 from edge.instrument import Instrument
 from edge.jobs import Job
 from edge.meter import rss_mb
-from edge.problems import utc_now
+from edge.problems import Problems, utc_now
 from edge.status import (
     AxisStatus,
     BuildStatus,
@@ -23,7 +22,6 @@ from edge.status import (
     EngineStatus,
     FlowStatus,
     Percentiles,
-    Problem,
     RunState,
     ScanStatus,
     StageStatus,
@@ -63,14 +61,13 @@ def observe(
     job: Job | None,
     *,
     stage: StageStatus | None,
-    problems: Sequence[Problem],
+    problems: Problems,
     start_error: str | None,
     begun_ns: int,
     data_dir: Path,
 ) -> Status:
     """One snapshot. ``stage`` is what :func:`observe_stage` last gave."""
-    hands_off = any(problem.key in ("stage", "interlock") for problem in problems)
-    state = RunState.FAULT if hands_off else _state(job, start_error)
+    state = RunState.FAULT if problems.hands_off else _state(job, start_error)
     flow = FlowStatus() if job is None else job.meter.flow()
     if job is not None and not job.running:
         # A rate that stays on view after frames stop is a lie.
@@ -84,7 +81,7 @@ def observe(
         note=_note(state, flow, job, opened=instrument is not None),
         simulated=() if instrument is None else instrument.simulated,
         start_error=start_error,
-        problems=tuple(problems),
+        problems=problems.all(),
         camera=None if instrument is None else _camera(instrument),
         engine=None if instrument is None else _engine(instrument, job),
         stage=stage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime, timezone
 from typing import NamedTuple
 
@@ -21,6 +22,10 @@ class Notice(NamedTuple):
     severity: Severity = "fault"
 
 
+HANDS_OFF = ("stage", "interlock")
+"""Keys of what a person has to look at before anything moves again."""
+
+
 class Problems:
     """The Health list.
 
@@ -28,8 +33,8 @@ class Problems:
     --------
     >>> problems = Problems()
     >>> problems.put("disk", Notice("The disk is full", "Free some space."))
-    >>> "disk" in problems, [problem.title for problem in problems.all()]
-    (True, ['The disk is full'])
+    >>> "disk" in problems, problems.hands_off, [problem.title for problem in problems.all()]
+    (True, False, ['The disk is full'])
     >>> problems.put("disk", None)
     >>> problems.all()
     ()
@@ -37,19 +42,29 @@ class Problems:
 
     def __init__(self) -> None:
         self._by_key: dict[str, Problem] = {}
+        self._lock = threading.Lock()
 
     def put(self, key: str, notice: Notice | None) -> None:
         """What is wrong with ``key`` now; None: nothing. Since when stays what it was while there is something."""
-        if notice is None:
-            self._by_key.pop(key, None)
-            return
-        before = self._by_key.get(key)
-        since_utc = utc_now() if before is None else before.since_utc
-        self._by_key[key] = Problem(key=key, since_utc=since_utc, **notice._asdict())
+        with self._lock:
+            if notice is None:
+                self._by_key.pop(key, None)
+                return
+            before = self._by_key.get(key)
+            since_utc = utc_now() if before is None else before.since_utc
+            self._by_key[key] = Problem(key=key, since_utc=since_utc, **notice._asdict())
 
     def __contains__(self, key: str) -> bool:
-        return key in self._by_key
+        with self._lock:
+            return key in self._by_key
+
+    @property
+    def hands_off(self) -> bool:
+        """Whether a person has to look at stage and sphere before anything moves again."""
+        with self._lock:
+            return any(key in self._by_key for key in HANDS_OFF)
 
     def all(self) -> tuple[Problem, ...]:
         """In the order in which they came."""
-        return tuple(self._by_key.values())
+        with self._lock:
+            return tuple(self._by_key.values())
