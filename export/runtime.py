@@ -76,7 +76,11 @@ def _onnxruntime(model: Path, precision: Precision) -> Infer:
 
 @functools.cache
 def _openvino_core() -> Any:
-    """One for the process: a second that goes before the first leaves Ctrl-C without a stack (OpenVINO 2026.4)."""
+    """One for the process: a second that goes before the first leaves Ctrl-C without a stack (OpenVINO 2026.4).
+
+    The appliance has its own, `edge.engine.openvino.the_core`: neither package imports the other's part, no command
+    runs both, and where a test does, neither goes before the end.
+    """
     import openvino
 
     return openvino.Core()

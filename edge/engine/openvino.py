@@ -36,6 +36,7 @@ def the_core() -> ov.Core:
 
     OpenVINO 2026.4 gives the thread that loads its CPU plugin another stack for signals, and takes it away when the
     plugin goes, in the order in which they came or not: with two of them the next signal, SIGTERM say, could find none.
+    `export.runtime` has its own, which the appliance never imports; where a test runs both, that one stays too.
     """
     return ov.Core()
 
