@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +12,15 @@ from edge.config import Config, ContactConfig, FocusConfig
 from edge.errors import BusyError, ConfigError
 from edge.problems import Notice, Problems
 from edge.status import InterlockStatus
-from firmware_bridge.adc import ADS1115, MCP3008, Mcp3008OnPi
+from firmware_bridge.adc import open_reader
 from firmware_bridge.contact import ContactReader, Sample
 from firmware_bridge.errors import LinkError, RefusedError
-from firmware_bridge.focus import FocusStage, open_focus
+from firmware_bridge.focus import FocusStage, open_focus, open_simulated
 from firmware_bridge.guarded import Guarded, open_guarded
+from firmware_bridge.position import ANYWHERE
 from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
 from firmware_bridge.safety import Interlock, Rules, State
 
-ANYWHERE = Box(PositionUm(*[-math.inf] * 3), PositionUm(*[math.inf] * 3))  # the stage itself keeps its limits
 SPHERE_ABOVE_UM = 2.0
 """How far the simulated sphere is from the sample as the stage is opened."""
 
@@ -201,17 +200,14 @@ def open_motion(config: Config) -> Iterator[Motion]:
     """
     contact, focus, z_sign = config.contact, config.focus, config.stage.z_sign
     rules = Rules(config.sphere.mount, ANYWHERE, z_sign=z_sign, **config.interlock.model_dump())
-    with contextlib.ExitStack() as closing:
-        guarded = closing.enter_context(
-            open_guarded(
-                rules,
-                lambda interlock: _open_stage(config, interlock),
-                open_focus=None if focus.driver == "none" else lambda interlock: _open_focus(focus, interlock, closing),
-                open_reader=None if contact.driver == "none" else lambda stage: _open_reader(contact, stage, z_sign),
-                thresholds=contact.thresholds,
-                period_s=contact.period_s,
-            )
-        )
+    with open_guarded(
+        rules,
+        lambda interlock: _open_stage(config, interlock),
+        open_focus=None if focus.driver == "none" else lambda interlock: _open_focus(focus, interlock),
+        open_reader=None if contact.driver == "none" else lambda stage: _open_reader(contact, stage, z_sign),
+        thresholds=contact.thresholds,
+        period_s=contact.period_s,
+    ) as guarded:
         yield Motion(config, guarded)
 
 
@@ -234,29 +230,26 @@ def _open_stage(config: Config, interlock: Interlock) -> PztStage:
     )
 
 
-def _open_focus(focus: FocusConfig, interlock: Interlock, closing: contextlib.ExitStack) -> FocusStage:
-    driver, port, axis = focus.driver, focus.port, focus.axis
-    if driver == "simulated":
-        from firmware_bridge.simulator.xps import SimulatedXps, XpsServer
-
-        server = closing.enter_context(XpsServer(SimulatedXps()))
-        driver, port, axis = "xps", server.address, "FOCUS.Pos"
-    if port is None or axis is None:
-        raise ConfigError(f'[focus] driver = "{driver}" needs port and axis.')
+def _open_focus(focus: FocusConfig, interlock: Interlock) -> contextlib.AbstractContextManager[FocusStage]:
+    limits_um, lift_um = focus.limits_um, focus.lift_um
+    if focus.driver == "simulated":
+        return open_simulated("xps", limits_um=limits_um, lift_um=lift_um, guard=interlock)
+    if focus.port is None or focus.axis is None:
+        raise ConfigError(f'[focus] driver = "{focus.driver}" needs port and axis.')
     return open_focus(
-        driver, port, axis, baud=focus.baud, limits_um=focus.limits_um, lift_um=focus.lift_um, guard=interlock
+        focus.driver,
+        focus.port,
+        focus.axis,
+        baud=focus.baud,
+        limits_um=limits_um,
+        lift_um=lift_um,
+        guard=interlock,
     )
 
 
 def _open_reader(contact: ContactConfig, stage: PztStage, z_sign: Literal[1, -1]) -> ContactReader:
-    if contact.driver == "ads1115":
-        return ADS1115.open(
-            bus=1 if contact.bus is None else contact.bus, channel=contact.channel, address=contact.address
-        )
-    if contact.driver == "mcp3008":
-        return MCP3008.open(bus=contact.bus or 0, channel=contact.channel)
-    if contact.driver == "mcp3008-pi":
-        return Mcp3008OnPi.open(channel=contact.channel)
+    if contact.driver != "simulated":
+        return open_reader(contact.driver, bus=contact.bus, channel=contact.channel, address=contact.address)
     from firmware_bridge.simulator.cantilever import SimulatedCantilever
 
     if stage.simulator is None:

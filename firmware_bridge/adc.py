@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from .contact import HIGHEST_V, LOWEST_V
+from .contact import HIGHEST_V, LOWEST_V, ContactReader
 from .errors import LinkError, LinkTimeoutError, OutOfRangeError, ProtocolError, RefusedError
 
 # Offset and gain errors of the chips, and noise about 0 V, are no reason to stop.
@@ -302,3 +302,40 @@ class Mcp3008OnPi:
     def close(self) -> None:
         """Give the chip back. Idempotent."""
         self._device.close()
+
+
+READERS: dict[str, Callable[[int | None, int, int], ContactReader]] = {
+    "ads1115": lambda bus, channel, address: ADS1115.open(
+        bus=1 if bus is None else bus, channel=channel, address=address
+    ),
+    "mcp3008": lambda bus, channel, _: MCP3008.open(bus=0 if bus is None else bus, channel=channel),
+    "mcp3008-pi": lambda _bus, channel, _address: Mcp3008OnPi.open(channel=channel),
+}
+
+
+def open_reader(driver: str, *, bus: int | None = None, channel: int = 0, address: int = 0x48) -> ContactReader:
+    """Open what reads the contact.
+
+    Parameters
+    ----------
+    driver : str
+        One of `READERS`; ``mcp3008-pi`` goes through gpiozero.
+    bus : int, optional
+        By default I2C bus 1, SPI bus 0; gpiozero knows its own.
+    channel : int
+        Input of the ADC.
+    address : int
+        Of an ADS1115.
+
+    Raises
+    ------
+    OutOfRangeError
+        No such driver, or it has no such channel or address.
+    RefusedError
+        Its library is not installed.
+    LinkError
+        No such bus, or nobody there.
+    """
+    if driver not in READERS:
+        raise OutOfRangeError(f"no ADC {driver!r}: expected one of {', '.join(READERS)}")
+    return READERS[driver](bus, channel, address)

@@ -336,3 +336,22 @@ def open_focus(
     except BaseException:
         motor.close()
         raise
+
+
+@contextlib.contextmanager
+def open_simulated(
+    driver: str,
+    axis: str | None = None,
+    *,
+    limits_um: tuple[float, float] | None = None,
+    lift_um: float = 500.0,
+    guard: FocusGuard | None = None,
+) -> Iterator[FocusStage]:
+    """Open a focus stage on a simulated controller, which ends with it; parameters and errors as in `open_focus`."""
+    from .simulator.esp301 import Esp301Server, SimulatedEsp301  # a real controller needs none
+    from .simulator.xps import SimulatedXps, XpsServer
+
+    server = XpsServer(SimulatedXps()) if driver == "xps" else Esp301Server(SimulatedEsp301())
+    axis = axis or ("FOCUS.Pos" if driver == "xps" else "1")
+    with server, open_focus(driver, server.address, axis, limits_um=limits_um, lift_um=lift_um, guard=guard) as stage:
+        yield stage

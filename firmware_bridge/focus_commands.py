@@ -6,27 +6,26 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import IO, Any, Literal, TypeVar
 
 import click
 
-from .adc import ADS1115, MCP3008, Mcp3008OnPi
+from .adc import READERS, open_reader
 from .approach import approach, retract
 from .axis import FocusGuard
 from .contact import ContactMonitor, ContactReader, Thresholds
 from .errors import OutOfRangeError, RefusedError
-from .focus import FocusStage, open_focus
+from .focus import FocusStage, open_focus, open_simulated
 from .guarded import open_guarded
 from .interrupts import one_interrupt
 from .json_option import json_option, print_report
-from .position import Box, PositionUm
+from .position import ANYWHERE, PositionUm
 from .pzt import PztStage, open_stage
 from .safety import Interlock, Rules, State
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ANYWHERE = Box(PositionUm(*[-math.inf] * 3), PositionUm(*[math.inf] * 3))  # the stage itself keeps its limits
 POLL_S = 0.2
 # The simulated sample begins so far from the middle of z towards the sphere, and touches it a little later.
 SIMULATED_START_UM, SIMULATED_TOUCH_UM = 1.5, 2.0
@@ -67,23 +66,16 @@ class AwayOnly:
             )
 
 
-@contextlib.contextmanager
 def _focus(
     driver: str, port: str | None, axis: str | None, baud: int, simulated: bool, guard: FocusGuard | None = None
-) -> Iterator[FocusStage]:
+) -> contextlib.AbstractContextManager[FocusStage]:
     if simulated == (port is not None):
         raise click.UsageError("give either --port or --simulated")
-    with contextlib.ExitStack() as stack:
-        if simulated:
-            from .simulator.esp301 import Esp301Server, SimulatedEsp301
-            from .simulator.xps import SimulatedXps, XpsServer
-
-            server = XpsServer(SimulatedXps()) if driver == "xps" else Esp301Server(SimulatedEsp301())
-            stack.enter_context(server)
-            port, axis = server.address, axis or ("FOCUS.Pos" if driver == "xps" else "1")
-        if port is None or axis is None:
-            raise click.UsageError("give --axis: FOCUS.Pos of an XPS, 1 to 3 of an ESP301")
-        yield stack.enter_context(open_focus(driver, port, axis, baud=baud, guard=guard))
+    if port is None:
+        return open_simulated(driver, axis, guard=guard)
+    if axis is None:
+        raise click.UsageError("give --axis: FOCUS.Pos of an XPS, 1 to 3 of an ESP301")
+    return open_focus(driver, port, axis, baud=baud, guard=guard)
 
 
 def _focus_report(stage: FocusStage) -> dict[str, Any]:
@@ -127,7 +119,7 @@ def focus_move(target_um: float, nearer: bool, timeout_s: float, as_json: IO[str
 # -- contact ----------------------------------------------------------------------------------------------------------
 
 adc_options = _options(
-    click.option("--adc", type=click.Choice(["ads1115", "mcp3008", "mcp3008-pi"]), help="What reads the contact."),
+    click.option("--adc", type=click.Choice(list(READERS)), help="What reads the contact."),
     click.option("--bus", type=click.IntRange(min=0), help="I2C (default 1) or SPI bus (default 0)."),
     click.option("--channel", type=click.IntRange(0, 7), default=0, show_default=True, help="Input of the ADC."),
     click.option("--address", default="0x48", show_default=True, help="Of an ADS1115."),
@@ -136,15 +128,11 @@ adc_options = _options(
 
 
 def _reader(adc: str, bus: int | None, channel: int, address: str) -> ContactReader:
-    if adc == "ads1115":
-        try:
-            number = int(address, 0)
-        except ValueError as exc:
-            raise OutOfRangeError(f"{address!r} is no I2C address: write 0x48 to 0x4b") from exc
-        return ADS1115.open(bus=1 if bus is None else bus, channel=channel, address=number)
-    if adc == "mcp3008":
-        return MCP3008.open(bus=bus or 0, channel=channel)
-    return Mcp3008OnPi.open(channel=channel)
+    try:
+        number = int(address, 0)
+    except ValueError as exc:
+        raise OutOfRangeError(f"{address!r} is no I2C address: write 0x48 to 0x4b") from exc
+    return open_reader(adc, bus=bus, channel=channel, address=number)
 
 
 @click.group()

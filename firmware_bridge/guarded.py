@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from .approach import retract
@@ -52,7 +53,7 @@ def open_guarded(
     rules: Rules,
     open_stage: Callable[[Interlock], PztStage],
     *,
-    open_focus: Callable[[Interlock], FocusStage] | None = None,
+    open_focus: Callable[[Interlock], AbstractContextManager[FocusStage]] | None = None,
     open_reader: Callable[[PztStage], ContactReader] | None = None,
     thresholds: Thresholds | None = None,
     period_s: float = 0.005,
@@ -70,7 +71,7 @@ def open_guarded(
         has a contact guard exactly where there is a reader.
     open_stage, open_focus : callable
         Given the interlock, open the stage (``pzt.open_stage(..., guard=interlock)``) and the focus stage
-        (``focus.open_focus(..., guard=interlock)``).
+        (``focus.open_focus(..., guard=interlock)`` or ``open_simulated``).
     open_reader : callable, optional
         Given the stage, opens what reads the contact; a simulated one looks at the simulated stage.
     thresholds : Thresholds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from .errors import OutOfRangeError
@@ -55,3 +56,7 @@ class Box(NamedTuple):
         ):
             raise OutOfRangeError(f"no position lies both in {self} and in {other}: correct the limits")
         return Box(low, high)
+
+
+ANYWHERE = Box(PositionUm(-math.inf, -math.inf, -math.inf), PositionUm(math.inf, math.inf, math.inf))
+"""Limits of rules whose stage keeps its own."""

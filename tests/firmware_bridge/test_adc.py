@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from firmware_bridge.adc import ADS1115, MCP3008, Mcp3008OnPi
+from firmware_bridge.adc import ADS1115, MCP3008, Mcp3008OnPi, open_reader
 from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, ProtocolError, RefusedError
 
 
@@ -248,3 +248,19 @@ def test_gpiozeros_mcp3008_off_a_pi_names_the_other_driver(monkeypatch):
     monkeypatch.setitem(sys.modules, "gpiozero", types.SimpleNamespace(MCP3008=no_pi, GPIOZeroError=GPIOZeroError))
     with pytest.raises(RefusedError, match="mcp3008 elsewhere"):
         Mcp3008OnPi.open()
+
+
+def test_a_reader_is_opened_by_the_name_of_its_driver(monkeypatch):
+    opened = []
+    for chip in (ADS1115, MCP3008, Mcp3008OnPi):
+        monkeypatch.setattr(chip, "open", lambda name=chip.__name__, **keywords: opened.append((name, keywords)))
+    open_reader("ads1115", channel=2, address=0x49)
+    open_reader("mcp3008", bus=1)
+    open_reader("mcp3008-pi", channel=7)
+    assert opened == [
+        ("ADS1115", {"bus": 1, "channel": 2, "address": 0x49}),
+        ("MCP3008", {"bus": 1, "channel": 0}),
+        ("Mcp3008OnPi", {"channel": 7}),
+    ]
+    with pytest.raises(OutOfRangeError, match="no ADC 'ads1015'"):
+        open_reader("ads1015")
