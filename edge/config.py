@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from edge.errors import ConfigError
+from firmware_bridge.boards import line_of
 from firmware_bridge.contact import Thresholds
 from firmware_bridge.rules import Rules
 
@@ -164,11 +165,27 @@ class FocusConfig(_Section):
 
 
 class TriggerConfig(_Section):
-    """The line to the camera's hardware trigger."""
+    """The line to the camera's hardware trigger: `firmware_bridge.trigger.open_trigger`."""
 
     driver: Literal["simulated", "gpio"] = "simulated"
-    chip: Annotated[int, Field(ge=0)] | None = None
-    pin: Annotated[int, Field(ge=0)] | None = None
+    chip: Annotated[int, Field(ge=0)] | None = None  # N of /dev/gpiochipN; without it, board
+    pin: Annotated[int, Field(ge=0)] | None = None  # line of the chip, or pin of the board's header
+    board: str | None = None  # of `firmware_bridge.boards`: jetson-orin-nano, raspberry-pi-5, ...
+    timed: bool = False  # lgpio times the pulses in its own thread
+    exposure_pin: Annotated[int, Field(ge=0)] | None = None
+    # where the camera's exposure-active output is wired to, counted as pin is: each pulse waits for it
+
+    @model_validator(mode="after")
+    def _says_which_line(self) -> TriggerConfig:
+        if self.driver == "gpio" and (self.pin is None or (self.chip is None) == (self.board is None)):
+            raise ValueError('driver = "gpio" needs pin, and either chip or board: chip = 0, pin = 18 for instance')
+        if self.pin is not None and self.pin == self.exposure_pin:
+            raise ValueError("exposure_pin is the pin of the trigger itself")
+        if self.board is not None:
+            for number in (self.pin, self.exposure_pin):
+                if number is not None:
+                    line_of(self.board, number)  # an OutOfRangeError is a ValueError, in words
+        return self
 
 
 _Matrix = tuple[tuple[float, float], tuple[float, float]]

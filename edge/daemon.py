@@ -1,8 +1,7 @@
 """The daemon: opens the instrument, runs one job at a time, keeps the status board true, and stops cleanly.
 
-Threads: the caller of :meth:`Daemon.wait` (heartbeat), "job" (infer, one at a time), "acquire" (inside a job), "build"
-(makes a TensorRT engine while another runs), "contact" and "watch" (of the interlock), and the web workers, which only
-read the board and call :meth:`start_live`, :meth:`stop`, :meth:`reset`, :meth:`show` and :meth:`snapshot`.
+docs/code-flow.md lists the threads. The caller of :meth:`Daemon.wait` is the heartbeat; the web workers read the board
+and call :meth:`start_live`, :meth:`start_scan_of`, :meth:`stop`, :meth:`reset`, :meth:`show` and :meth:`snapshot`.
 """
 
 from __future__ import annotations

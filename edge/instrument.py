@@ -235,12 +235,10 @@ def _open_trigger(config: Config, stage: PztStage | None) -> Trigger | None:
     if stage is None:
         return None
     if config.trigger.driver == "gpio":
-        if config.trigger.chip is None or config.trigger.pin is None:
-            raise ConfigError('[trigger] driver = "gpio" needs chip and pin, for instance chip = 0, pin = 18.')
-        return open_trigger(chip=config.trigger.chip, pin=config.trigger.pin)
+        return open_trigger(**config.trigger.model_dump(exclude={"driver"}))
     if stage.simulator is None:
         raise ConfigError(
-            '[trigger] driver = "simulated" works with a simulated stage only. Set driver = "gpio" with chip and pin.'
+            '[trigger] driver = "simulated" works with a simulated stage only. Set driver = "gpio" with its pin.'
         )
     return SimulatedTriggerLine(stage.simulator)
 

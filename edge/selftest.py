@@ -38,6 +38,8 @@ from edge.meter import FlowMeter
 from export.errors import PlanError
 from export.files import write_atomically
 from export.plan import l4t_release, this_device
+from firmware_bridge.boards import find_chip, line_of
+from firmware_bridge.errors import LinkError
 from firmware_bridge.pzt import PositionUm
 
 Outcome = Literal["passed", "FAILED", "not present"]
@@ -330,6 +332,12 @@ def _gpio(config: Config, system: System) -> Check:
         words = f"none is used; there are {', '.join(chips)}" if chips else "none is used, and there is none"
         return Check("gpio", "not present", words)
     wanted = f"gpiochip{config.trigger.chip}"
+    if config.trigger.board is not None and config.trigger.pin is not None:
+        label, _ = line_of(config.trigger.board, config.trigger.pin)
+        try:
+            wanted = f"gpiochip{find_chip(label, folder=system.dev)}"
+        except LinkError as exc:
+            return Check("gpio", "FAILED", f"{exc}. See [trigger] board.", {"chips": chips})
     if wanted in chips:
         return Check("gpio", "passed", f"{wanted} is there", {"chips": chips})
     return Check("gpio", "FAILED", f"{wanted} is not there, but {', '.join(chips) or 'no chip'}. See [trigger] chip.")

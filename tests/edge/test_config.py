@@ -77,6 +77,11 @@ def test_tensorrt_falls_back_only_where_the_file_says_so(write) -> None:
         ("[contact]\naddress = 0x50\n", r"contact\.address: .*found 80"),
         ('[focus]\ndriver = "xps"\naxis = "FOCUS.Pos"\n', r"focus: port and axis are needed"),
         ("[focus]\nlimits_um = [100, 0]\n", r"focus: limits_um: expected the lower limit first"),
+        ('[trigger]\ndriver = "gpio"\nchip = 0\n', r"trigger: .*needs pin, and either chip or board"),
+        ('[trigger]\ndriver = "gpio"\nchip = 0\nboard = "raspberry-pi-5"\npin = 12\n', r"either chip or board"),
+        ('[trigger]\nboard = "raspberry-pi-1"\npin = 12\n', r"trigger: .*expected one of jetson-orin-nano"),
+        ('[trigger]\nboard = "raspberry-pi-5"\npin = 12\nexposure_pin = 1\n', r"pin 1 .*header is no GPIO"),
+        ("[trigger]\npin = 18\nexposure_pin = 18\n", r"exposure_pin is the pin of the trigger"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_was_expected(write, text: str, message: str) -> None:

@@ -71,6 +71,21 @@ def test_the_status_shows_where_the_stage_is_and_how_far_it_may_go(make: DaemonM
     assert stage.servo_on is True
 
 
+def test_the_trigger_line_is_opened_as_the_configuration_says(
+    make: DaemonMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Line:
+        def close(self) -> None:
+            pass
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(instrument, "open_trigger", lambda **how: (asked.append(how), Line())[-1])
+    where = {"board": "jetson-orin-nano", "pin": 33, "exposure_pin": 31, "timed": True}
+    daemon = make(trigger={"driver": "gpio", **where})
+    assert isinstance(daemon.open().trigger, Line)
+    assert asked == [{**where, "chip": None}]
+
+
 def test_one_job_at_a_time_and_the_second_is_told_so(make: DaemonMaker) -> None:
     daemon = make()
     daemon.start_live()

@@ -237,6 +237,18 @@ def test_a_port_and_a_chip_that_are_configured_have_to_be_there(document: dict[s
     assert checks(str(dev / "ttyUSB7"), 1) == {"serial port": "FAILED", "gpio": "FAILED"}
 
 
+@pytest.mark.usefixtures("no_gpu")
+def test_a_board_that_is_configured_has_to_have_its_chip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"gpiochip0": "", "gpiochip1": ""})
+    monkeypatch.setattr("firmware_bridge.boards.chip_label", lambda path: f"label of {path.name}")
+    config = Config.model_validate({"trigger": {"driver": "gpio", "board": "jetson-orin-nano", "pin": 33}})
+    check = selftest._gpio(config, System(tmp_path, tmp_path))
+    assert (check.outcome, "no GPIO chip tegra234-gpio here" in check.words) == ("FAILED", True)
+    monkeypatch.setattr("firmware_bridge.boards.chip_label", lambda path: "tegra234-gpio" * (path.name == "gpiochip1"))
+    check = selftest._gpio(config, System(tmp_path, tmp_path))
+    assert (check.outcome, check.words) == ("passed", "gpiochip1 is there")
+
+
 def test_a_package_that_is_missing_fails_if_it_is_needed() -> None:
     pycuda = Package("pycuda", None, "pip install 'superlens[jetson]'", needed=True, computes=True)
     check = selftest._versions([NUMPY, pycuda])
