@@ -267,11 +267,15 @@ class Daemon:
         """Keep the board fresh until :meth:`quit`, or until the job ends. The main thread's place."""
         while not self._quit.wait(HEARTBEAT_S):
             ended = not self.running  # asked first, so that the last beat shows the end
-            self._switch()
-            self.beat()
-            self._alive()
+            self.turn()
             if until_job_ends and ended and not self.running and self._succession.broken_off is None:
                 break
+
+    def turn(self) -> None:
+        """One turn of :meth:`wait`: let the next engine take over, publish a fresh snapshot, say that all is well."""
+        self._switch()
+        self.beat()
+        self._alive()
 
     @property
     def quitting(self) -> bool:

@@ -77,6 +77,11 @@ class Making:
         """What ended it, once it is :attr:`done`; None where it went well."""
         return self._future.exception() if self._future is not None else None
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end for so long; whether it came."""
+        future = self._future
+        return future is None or not wait([future], timeout_s).not_done
+
     def made(self) -> Made:
         """Once it is :attr:`done` without a failure; who takes it owns it."""
         if self._future is None:

@@ -108,9 +108,9 @@ def self_test(
             f'--rebuild builds plans of TensorRT, but [engine] backend = "{config.engine.backend}". Give the --config '
             "that superlens run is given."
         )
-    checks = [_versions(packages), _gpu(), _l4t(), *_power(system), _temperature(system)]
+    checks = [versions(packages), _gpu(), _l4t(), *_power(system), temperature(system)]
     checks += _engine_checks(config, rebuild, progress, clock)
-    checks += [_serial(config, system), _gpio(config, system)]
+    checks += [serial(config, system), gpio(config, system)]
     report: dict[str, Any] = {
         "passed": all(check.outcome != "FAILED" for check in checks),
         "problems": [f"{check.name}: {check.words}" for check in checks if check.outcome == "FAILED"],
@@ -129,7 +129,7 @@ def self_test(
     return report
 
 
-def _versions(packages: Sequence[Package]) -> Check:
+def versions(packages: Sequence[Package]) -> Check:
     """Of all that is installed in the figures, of what the engine computes with in the words too."""
     versions = {package.name: package.version or "not installed" for package in packages}
     if missing := [package for package in packages if package.needed and package.version is None]:
@@ -162,7 +162,7 @@ def _power(system: System) -> Iterator[Check]:
     if shutil.which("nvpmodel") is None:
         yield Check("power mode", "not present", "there is no nvpmodel here")
     else:
-        yield _power_mode()
+        yield power_mode()
     clocks = {}
     for policy in sorted(system.sys.glob("devices/system/cpu/cpufreq/policy*")):
         clocks[policy.name] = {
@@ -174,7 +174,8 @@ def _power(system: System) -> Iterator[Check]:
     yield Check("clocks", "passed" if clocks else "not present", words or "the kernel does not tell them", clocks)
 
 
-def _power_mode() -> Check:
+def power_mode() -> Check:
+    """As nvpmodel says it."""
     try:
         done = subprocess.run(
             ["nvpmodel", "-q"], capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=True
@@ -184,7 +185,8 @@ def _power_mode() -> Check:
     return Check("power mode", "passed", " ".join(done.stdout.split()))
 
 
-def _temperature(system: System) -> Check:
+def temperature(system: System) -> Check:
+    """Whether a sensor is near to where the system throttles, or switches off."""
     zones, hot = {}, []
     for zone in sorted(system.sys.glob("class/thermal/thermal_zone*")):
         reading = _read(zone / "temp")
@@ -312,7 +314,7 @@ def _copies(camera: Camera, engine: Engine, exposure_s: float) -> Check:
     return Check("copies", "passed" if copies <= MOST_COPIES else "FAILED", words, figures)
 
 
-def _serial(config: Config, system: System) -> Check:
+def serial(config: Config, system: System) -> Check:
     """The stage's port. It is not opened: a program that runs may hold it."""
     port = config.stage.port
     if config.camera.driver == "replay" or port.startswith("sim:"):
@@ -326,7 +328,8 @@ def _serial(config: Config, system: System) -> Check:
     return Check("serial port", "FAILED", f"{port} is not there, but {others}. Check the cable and [stage] port.")
 
 
-def _gpio(config: Config, system: System) -> Check:
+def gpio(config: Config, system: System) -> Check:
+    """The trigger's chip. No line of it is opened."""
     chips = sorted(path.name for path in system.dev.glob("gpiochip*"))
     if config.trigger.driver != "gpio":
         words = f"none is used; there are {', '.join(chips)}" if chips else "none is used, and there is none"

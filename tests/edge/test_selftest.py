@@ -213,10 +213,10 @@ def test_a_jetson_says_its_gpu_release_clocks_and_temperatures(
     assert words(report, "clocks") == "policy0 schedutil / 1728000 / 2201600"
     assert words(report, "temperature") == "at most 52 C (gpu-thermal)"
     write(tmp_path / "sys", {f"{zone}/temp": "101000"})
-    hot = selftest._temperature(system)
+    hot = selftest.temperature(system)
     assert (hot.outcome, hot.words[:45]) == ("FAILED", "gpu-thermal is 101 C, and 104 C is its limit.")
     tool.write_text("#!/bin/sh\nexit 3\n")
-    assert selftest._power_mode().outcome == "FAILED"
+    assert selftest.power_mode().outcome == "FAILED"
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -229,9 +229,7 @@ def test_a_port_and_a_chip_that_are_configured_have_to_be_there(document: dict[s
         config = Config.model_validate(
             {"stage": {"port": port}, "trigger": {"driver": "gpio", "chip": chip, "pin": 18}}
         )
-        return {
-            check.name: check.outcome for check in (selftest._serial(config, system), selftest._gpio(config, system))
-        }
+        return {check.name: check.outcome for check in (selftest.serial(config, system), selftest.gpio(config, system))}
 
     assert checks(str(dev / "ttyACM0"), 0) == {"serial port": "passed", "gpio": "passed"}
     assert checks(str(dev / "ttyUSB7"), 1) == {"serial port": "FAILED", "gpio": "FAILED"}
@@ -242,23 +240,23 @@ def test_a_board_that_is_configured_has_to_have_its_chip(tmp_path: Path, monkeyp
     write(tmp_path, {"gpiochip0": "", "gpiochip1": ""})
     monkeypatch.setattr("firmware_bridge.boards.chip_label", lambda path: f"label of {path.name}")
     config = Config.model_validate({"trigger": {"driver": "gpio", "board": "jetson-orin-nano", "pin": 33}})
-    check = selftest._gpio(config, System(tmp_path, tmp_path))
+    check = selftest.gpio(config, System(tmp_path, tmp_path))
     assert (check.outcome, "no GPIO chip tegra234-gpio here" in check.words) == ("FAILED", True)
     monkeypatch.setattr("firmware_bridge.boards.chip_label", lambda path: "tegra234-gpio" * (path.name == "gpiochip1"))
-    check = selftest._gpio(config, System(tmp_path, tmp_path))
+    check = selftest.gpio(config, System(tmp_path, tmp_path))
     assert (check.outcome, check.words) == ("passed", "gpiochip1 is there")
 
 
 def test_a_package_that_is_missing_fails_if_it_is_needed() -> None:
     pycuda = Package("pycuda", None, "pip install 'superlens[jetson]'", needed=True, computes=True)
-    check = selftest._versions([NUMPY, pycuda])
+    check = selftest.versions([NUMPY, pycuda])
     assert (check.outcome, check.words) == ("FAILED", "pycuda is missing: pip install 'superlens[jetson]'")
-    assert selftest._versions([NUMPY, pycuda._replace(needed=False, computes=False)]).outcome == "passed"
+    assert selftest.versions([NUMPY, pycuda._replace(needed=False, computes=False)]).outcome == "passed"
 
 
 def test_the_versions_that_the_engine_computes_with_are_in_the_words() -> None:
     nvrtc = Package("NVRTC", "12.6", "", needed=True, computes=True)
-    check = selftest._versions([NUMPY, nvrtc, Package("torch", None, "", needed=False, computes=False)])
+    check = selftest.versions([NUMPY, nvrtc, Package("torch", None, "", needed=False, computes=False)])
     assert ", NVRTC 12.6, and all else" in check.words
     assert check.figures == {"numpy": "2", "NVRTC": "12.6", "torch": "not installed"}
 
