@@ -8,8 +8,6 @@ is thrown away and repeated.
 
 from __future__ import annotations
 
-import logging
-import os
 import statistics
 import subprocess
 import sys
@@ -18,8 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +31,10 @@ from edge.frames import Frame, FramePool, Tile
 from edge.instrument import Instrument
 from edge.jobs import preview_sink
 from edge.meter import FlowMeter, peak_rss_mb, rss_mb
+from edge.windows import OtherWork, quiet, undisturbed
 from firmware_bridge.pzt import PositionUm
 
-log = logging.getLogger(__name__)
-
 DISTINCT_FRAMES = 64
-OTHER_WORK_LIMIT_CORES = 0.05
-MOST_WINDOWS = 15
 SETTLED_FRAME = 200
 """Memory growth is counted from this frame on: before it, caches and threads still come into being."""
 PATH_UM = 8.0
@@ -213,7 +207,7 @@ def _windows(
     wanted: int,
     frames: int,
 ) -> tuple[list[Window], int]:
-    """Enough undisturbed windows; after MOST_WINDOWS tries the least disturbed ones stand."""
+    """As `undisturbed` finds them, and how many were tried."""
 
     def window() -> Window:
         others = OtherWork(watching)
@@ -223,34 +217,6 @@ def _windows(
         return Window(engine_fps, meter.fps() or 0.0, others.cores())
 
     return undisturbed(window, wanted)
-
-
-class Disturbed(Protocol):
-    """A measurement that knows how many cores others used meanwhile."""
-
-    @property
-    def other_cores(self) -> float:
-        """Mean over the measurement."""
-
-
-_WindowT = TypeVar("_WindowT", bound=Disturbed)
-
-
-def undisturbed(measure: Callable[[], _WindowT], wanted: int) -> tuple[list[_WindowT], int]:
-    """``wanted`` windows in which others did next to nothing, and how many were tried.
-
-    After MOST_WINDOWS tries the least disturbed ones stand, and are called contended.
-    """
-    windows: list[_WindowT] = []
-    while sum(map(quiet, windows)) < wanted and len(windows) < max(MOST_WINDOWS, wanted):
-        windows.append(measure())
-        log.debug("window %d: %.2f cores of other work", len(windows), windows[-1].other_cores)
-    return sorted(windows, key=lambda window: window.other_cores)[:wanted], len(windows)
-
-
-def quiet(window: Disturbed) -> bool:
-    """Whether it counts."""
-    return window.other_cores <= OTHER_WORK_LIMIT_CORES
 
 
 def _bare_fps(instrument: Instrument, pictures: NDArray[Any], frames: int) -> float:
@@ -336,33 +302,6 @@ def _start_viewer(daemon: Daemon, closing: ExitStack) -> int:
         raise EdgeError("bench: the viewer could not read /video")
     closing.callback(viewer.stdout.close)
     return viewer.pid
-
-
-class OtherWork:
-    """How many cores other programs use, from now until :meth:`cores` (Linux: /proc/stat less our own time)."""
-
-    def __init__(self, children: list[int]) -> None:
-        self._children = children
-        self._begun_s, self._busy_s, self._ours_s = time.monotonic(), _busy_s(), self._ours()
-
-    def cores(self) -> float:
-        """Mean over the time since it was made."""
-        elapsed_s = time.monotonic() - self._begun_s
-        return max(0.0, (_busy_s() - self._busy_s - (self._ours() - self._ours_s)) / elapsed_s)
-
-    def _ours(self) -> float:
-        return _process_s("self") + sum(_process_s(pid) for pid in self._children)
-
-
-def _busy_s() -> float:
-    """CPU seconds all programs have used since boot: user, nice, system, irq, softirq; not idle, iowait or steal."""
-    fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    return (fields[0] + fields[1] + fields[2] + fields[5] + fields[6]) / os.sysconf("SC_CLK_TCK")
-
-
-def _process_s(pid: int | str) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _checksum(pixels: NDArray[Any]) -> int:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from edge.bench import OtherWork, quiet, render, undisturbed
+from edge.bench import render
 from edge.cameras import open_camera
 from edge.cameras.microscope import fitted
 from edge.cameras.simulated import SimulatedCamera
@@ -41,6 +41,7 @@ from edge.engine.measure import pictures_of, psnr_db
 from edge.engine.prepare import Counts
 from edge.errors import EdgeError
 from edge.frames import DTYPE, FramePool, aligned_empty
+from edge.windows import OtherWork, quiet, undisturbed
 from export.manifest import Bundle, Precision
 from firmware_bridge.pzt import PositionUm
 

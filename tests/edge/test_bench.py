@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge import bench
-from edge.bench import CheckSink, MemoryWatch, OtherWork, bench_loop
+from edge.bench import CheckSink, MemoryWatch, bench_loop
 from edge.config import Config
 from edge.errors import EdgeError
 from edge.frames import Frame, Tile
@@ -39,15 +38,6 @@ def test_a_missing_frame_is_noticed_where_none_may_be_missing() -> None:
     with pytest.raises(EdgeError, match="frame 1 came where 0 was due"):
         deliver(check(), 1, PICTURES[1])
     deliver(check(lossless=False), 1, PICTURES[1])
-
-
-@pytest.mark.parametrize(("ours_s", "idle"), [(4.0, True), (1.0, False)])
-def test_our_own_work_is_not_others(monkeypatch: pytest.MonkeyPatch, ours_s: float, idle: bool) -> None:
-    monkeypatch.setattr(bench, "_busy_s", iter([100.0, 104.0]).__next__)
-    spent = iter([7.0, 7.0 + ours_s])
-    monkeypatch.setattr(bench, "_process_s", lambda pid: next(spent))
-    others = OtherWork([])
-    assert (others.cores() == 0) is idle
 
 
 @pytest.mark.slow

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edge import bench, bench_engine
+from edge import bench_engine, windows
 from edge.__main__ import main
-from edge.bench import undisturbed
 from edge.engine.measure import pictures_of
 from tests.tensorrt.models import make_precisions
 
@@ -25,7 +24,7 @@ ROW = {
 def quick(monkeypatch: pytest.MonkeyPatch, small_specimen: Path) -> None:
     """Short windows, none of them thrown away, and a specimen that is drawn in no time."""
     monkeypatch.setattr(bench_engine, "WINDOW_S", 0.0)
-    monkeypatch.setattr(bench, "OTHER_WORK_LIMIT_CORES", 1e9)
+    monkeypatch.setattr(windows, "OTHER_WORK_LIMIT_CORES", 1e9)
     specimen = {"path": str(small_specimen), "pixel_size_nm": 48.0}
     validate = bench_engine.Config.model_validate
     monkeypatch.setattr(
@@ -128,21 +127,3 @@ def test_figures_are_those_of_the_clock_and_the_two_take_turns() -> None:
     turns = [name for name, before in zip(ran, ["", *ran], strict=False) if name != before]
     assert turns[:4] == ["ours", "theirs", "ours", "theirs"]
     assert turns.count("ours") > 2
-
-
-class TestUndisturbed:
-    class Reading:
-        def __init__(self, other_cores: float) -> None:
-            self.other_cores = other_cores
-
-    def test_a_disturbed_window_is_repeated(self) -> None:
-        work = iter([0.0, 0.5, 0.01, 0.02])
-        kept, tried = undisturbed(lambda: self.Reading(next(work)), 3)
-        assert ([one.other_cores for one in kept], tried) == ([0.0, 0.01, 0.02], 4)
-
-    def test_after_fifteen_tries_the_least_disturbed_stand(self) -> None:
-        work = iter(np.linspace(2, 1, 20))
-        kept, tried = undisturbed(lambda: self.Reading(next(work)), 5)
-        assert tried == 15
-        assert not any(map(bench.quiet, kept))
-        assert max(one.other_cores for one in kept) < 1.5
