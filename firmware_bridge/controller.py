@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import gcs
 from .errors import OutOfRangeError, RefusedError, StoppedError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .simulator import Server, Simulator
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Look(NamedTuple):
@@ -73,6 +75,10 @@ class Controller:
     def read(self, mnemonic: str, *, times: int = 1) -> list[PositionUm]:
         """A number for each axis, asked `times` times in one write."""
         return self.link.ask_each(gcs.query_line(mnemonic, self.axes) * times, [self._parse_position] * times)
+
+    def query(self, line: bytes, parse: Callable[[str], T]) -> T:
+        """A question that has no method here, and what `parse` makes of its answer."""
+        return self.link.ask(line, parse)
 
     def flags(self, mnemonic: str) -> list[bool]:
         """A state of each axis."""

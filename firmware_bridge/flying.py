@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -105,7 +104,7 @@ def fly(
         stage.move_to(begin_um)
         if wave is not None:
             for command in wave.commands(output.line):
-                stage.ask(partial(stage.controller.command, command))
+                stage.command(command)
             output.by_generator(line.axis)
             recorder.arm(duration_s=wave.duration_s, rows=rows)
             stage.run(
@@ -117,7 +116,7 @@ def fly(
                 timeout_s=2 * wave.duration_s + 5.0,
                 what="the wave",
             )
-            stage.ask(lambda: stage.controller.command(gcs.command_line("WGO", wave.generator, 0)))
+            stage.command(gcs.command_line("WGO", wave.generator, 0))
         else:
             first_um, *_, last_um = line.pulses_um
             step_um = abs(line.step_um)

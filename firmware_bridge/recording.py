@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -109,7 +110,7 @@ class Recorder:
             gcs.command_line("DRC", *words),
             gcs.command_line("DRT", 0, WITH_THE_NEXT_MOTION, 0),
         ):
-            self._command(line)
+            self._stage.command(line)
 
     def read(self) -> Recording:
         """What was recorded, up to the duration that `arm` was told.
@@ -136,18 +137,15 @@ class Recorder:
 
     def _agreed(self, start: int, rows: int) -> Table:
         query = gcs.command_line("DRR?", start, rows, *range(1, len(self._stage.profile.axes) + 1))
-        controller = self._stage.controller
+        ask = partial(self._stage.controller.query, query, parse_table)
         for _ in range(ATTEMPTS):
-            first, second = (self._stage.ask(lambda: controller.link.ask(query, parse_table)) for _ in range(2))
+            first, second = (self._stage.ask(ask) for _ in range(2))
             if first.values.shape != (rows, len(self._stage.profile.axes)):
                 raise ProtocolError(f"asked for {rows} recorded rows from {start}, received {first.values.shape}")
             if np.array_equal(first.values, second.values):
                 return second
             log.warning("two readings of the recorder's rows from %d differ; reading again", start)
         raise ProtocolError(f"{ATTEMPTS} times two readings of the recorder differed: a bad cable?")
-
-    def _command(self, line: bytes) -> None:
-        self._stage.ask(lambda: self._stage.controller.command(line))
 
 
 def crossings_s(recording: Recording, axis: int, at_um: Sequence[float]) -> list[float]:

@@ -138,6 +138,10 @@ class PztStage:
         """Whether all axes are in closed loop. Errors as in `position_um`."""
         return all(self._mover.ask(lambda: self.controller.flags("SVO?")))
 
+    def open_loops(self) -> str:
+        """Which axes are not under our control, in words; empty when all are. Errors as in `position_um`."""
+        return self._mover.ask(self.controller.open_loops)
+
     def error(self) -> int:
         """The controller's error register, which reading clears. Errors as in `position_um`."""
         return self._mover.ask(self.controller.error)
@@ -460,6 +464,10 @@ class PztStage:
         """Ask `controller` something, so that the interlock hears of the answer, or of nobody being there."""
         return self._mover.ask(question)
 
+    def command(self, line: bytes) -> None:
+        """Send a command that moves nothing, once; errors as in `Controller.command`."""
+        self._mover.ask(lambda: self.controller.command(line))
+
     def tell(self, line: bytes) -> None:
         """Send a command that moves nothing and may be sent twice: it is, where a stop came in between.
 
@@ -469,9 +477,9 @@ class PztStage:
             As in `Controller.command`.
         """
         try:
-            self._mover.ask(lambda: self.controller.command(line))
+            self.command(line)
         except StoppedError:  # the stop's error hides whether the command was accepted
-            self._mover.ask(lambda: self.controller.command(line))
+            self.command(line)
 
     @property
     def began_s(self) -> float:

@@ -1,11 +1,10 @@
-"""The watch over an idle instrument: a thread asks the PZT where it is, and lets the interlock look at its clock."""
+"""The watch: a thread asks the PZT where it is, moving or not, and lets the interlock look at its clock."""
 
 from __future__ import annotations
 
 import logging
 import math
 import threading
-from collections.abc import Callable
 from typing import Protocol
 
 from .errors import FirmwareError, LinkError, OutOfRangeError
@@ -15,13 +14,6 @@ from .safety import Interlock
 log = logging.getLogger(__name__)
 
 
-class Looped(Protocol):
-    """A controller."""
-
-    def open_loops(self) -> str:
-        """Which axes are not under our control, in words; empty when all are."""
-
-
 class Polled(Protocol):
     """What is asked: a PztStage guarded by the interlock, which hears of each answer."""
 
@@ -29,15 +21,11 @@ class Polled(Protocol):
     def ready(self) -> bool:
         """Whether its servo counts as closed."""
 
-    @property
-    def controller(self) -> Looped:
-        """What it speaks to."""
-
     def position_um(self) -> PositionUm:
         """Measured."""
 
-    def ask(self, question: Callable[[], str]) -> str:
-        """Ask the controller something."""
+    def open_loops(self) -> str:
+        """Which axes are not under our control, in words; empty when all are."""
 
     def invalidate(self, why: str) -> None:
         """Position and contact are unknown; nothing moves until the servo is closed knowingly."""
@@ -77,7 +65,7 @@ class Watch:
                 try:
                     self._stage.position_um()
                     if self._stage.ready:  # also in a fault: who resets it has to know
-                        open_loops = self._stage.ask(self._stage.controller.open_loops)
+                        open_loops = self._stage.open_loops()
                         if open_loops:
                             self._stage.invalidate(f"{open_loops}: a reboot, a power cut, or the front panel")
                     silent = False
