@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 
-from edge.engine.builder import BuildProgress
+from edge.engine import find_bundle
+from edge.engine.builder import BuildJob, BuildProgress
 from edge.errors import EdgeError, EngineError
 from edge.instrument import Instrument
+from edge.making import stand_in
+from edge.pipeline import SLOTS
 from edge.problems import Notice, Problems
 
 log = logging.getLogger(__name__)
@@ -96,7 +99,8 @@ def _fallen_back(instrument: Instrument, failure: EngineError) -> Notice:
         words = f'{failure} Then start again. [engine] fallback = "openvino" lets the CPU stand in.'
         return Notice(f"{name} stopped on tensorrt", words)
     try:
-        instrument.stand_in(str(failure))
+        job = BuildJob(find_bundle(instrument.config.engine.model), instrument.counts)
+        instrument.adopt(stand_in(job, str(failure), SLOTS))
     except EdgeError as exc:
         log.error("nothing stands in for TensorRT: %s", exc)
         return Notice(f"{name} stopped on tensorrt", f"{failure} Nor does the CPU run it: {exc}")

@@ -18,14 +18,13 @@ from edge.cameras.microscope import fitted
 from edge.config import Config
 from edge.devices import Camera, Engine, Trigger
 from edge.engine import check_pixel_size, find_bundle, manifest_of
-from edge.engine.builder import Job as BuildJob
-from edge.engine.builder import Progress
+from edge.engine.builder import BuildJob, Progress
 from edge.engine.choice import Choice
 from edge.engine.prepare import Counts, raw_words
 from edge.engine.tiling import TILE_PX, check_tiles, load_tiled
 from edge.errors import ConfigError
 from edge.frames import FramePool
-from edge.making import Made, Making, next_frames, open_engine, stand_in
+from edge.making import Made, Making, next_frames, open_engine
 from edge.motion import Motion, open_motion
 from edge.pipeline import SLOTS
 from edge.sinks import field_disc
@@ -75,19 +74,8 @@ class Instrument:
         """Run another engine of the same model from now on, and close the one before. Only while no job runs."""
         before, self.making = self.engine, None
         self.engine, self.pool, self.choice = made
-        before.close()
-
-    def stand_in(self, reason: str) -> None:
-        """Let the CPU run the model in the place of TensorRT, labelled. Only while no job runs.
-
-        Raises
-        ------
-        EdgeError
-            It cannot.
-        """
-        job = BuildJob(find_bundle(self.config.engine.model), self.counts)
-        self.adopt(stand_in(job, reason, SLOTS))
         self.broken = False
+        before.close()
 
     @property
     def stage(self) -> PztStage | None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.devices import Camera, Engine
-from edge.engine.builder import GRACE_S, BuildProgress, Job, Progress
+from edge.engine.builder import GRACE_S, BuildJob, BuildProgress, Progress
 from edge.engine.choice import Choice
 from edge.engine.select import choose, fall_back, load_plan, stored_choice
 from edge.errors import EngineError
@@ -48,7 +48,7 @@ class Making:
         Frames that the engine's memory holds.
     """
 
-    def __init__(self, job: Job, frames: Sequence[NDArray[Any]], slots: int) -> None:
+    def __init__(self, job: BuildJob, frames: Sequence[NDArray[Any]], slots: int) -> None:
         self.progress = BuildProgress(model=job.bundle.name, precision="fp16", phase="Starting")
         self._job, self._frames, self._slots = job, frames, slots
         self._cancelled = threading.Event()
@@ -103,7 +103,7 @@ class Making:
 
 
 def open_engine(
-    job: Job,
+    job: BuildJob,
     frames: Callable[[], Sequence[NDArray[Any]]],
     *,
     slots: int,
@@ -144,7 +144,7 @@ def open_engine(
     return load_plan(job, choice.precision, job.plans), choice, None
 
 
-def stand_in(job: Job, reason: str, slots: int) -> Made:
+def stand_in(job: BuildJob, reason: str, slots: int) -> Made:
     """The model on the CPU in the place of TensorRT, which ``reason`` keeps from running. EdgeError if it cannot."""
     return _with_slots(*fall_back(job, reason), slots)
 

@@ -28,7 +28,7 @@ from edge.config import Config
 from edge.devices import Camera, Engine
 from edge.doctor import Package
 from edge.engine import Backend, find_bundle, load_for, manifest_of
-from edge.engine.builder import Job, default_plans
+from edge.engine.builder import BuildJob, default_plans
 from edge.engine.choice import LEAST_PSNR_DB, Choice
 from edge.engine.measure import Figures, measure, pictures_of, textures
 from edge.engine.prepare import Counts
@@ -234,7 +234,7 @@ def _engine_checks(
             checks.append(Check(now, "passed", f"{label}{camera.name}, {camera.format}, {camera.shape} px"))
             begin("engine")
             counts = Counts.of(camera)
-            engine, choice = _engine(config, Job(bundle, counts), frames, rebuild, progress)
+            engine, choice = _engine(config, BuildJob(bundle, counts), frames, rebuild, progress)
             closing.callback(engine.close)
             checks.append(_engine_check(engine, choice))
             begin("accuracy")
@@ -255,7 +255,7 @@ def _engine_checks(
 
 def _engine(
     config: Config,
-    job: Job,
+    job: BuildJob,
     frames: Sequence[NDArray[Any]],
     rebuild: bool,
     progress: Callable[[str], None],

@@ -52,7 +52,7 @@ def rebuild_words() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BuildJob:
     """A model, the camera it is for, and the folder of its plans, which nobody else may write."""
 
     bundle: Bundle
@@ -101,7 +101,7 @@ Progress = Callable[[BuildProgress], None]
 
 
 def build_in_child(
-    job: Job, precision: Precision, folder: Path, progress: Progress, cancelled: threading.Event
+    job: BuildJob, precision: Precision, folder: Path, progress: Progress, cancelled: threading.Event
 ) -> None:
     """Build one plan into ``folder`` by `export.build_engine`; minutes.
 

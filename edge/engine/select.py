@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from edge.devices import Engine
 from edge.engine import load_for, manifest_of, model_path
-from edge.engine.builder import BuildProgress, Job, Progress, build_in_child, rebuild_words
+from edge.engine.builder import BuildJob, BuildProgress, Progress, build_in_child, rebuild_words
 from edge.engine.choice import (
     LAST_RESORT,
     LEAST_PSNR_DB,
@@ -45,13 +45,13 @@ from export.plan import PlanKey, check_private, choice_name, move_plan, write_to
 
 log = logging.getLogger(__name__)
 
-Build = Callable[[Job, Precision, Path, Progress, threading.Event], None]
-Load = Callable[[Job, Precision, Path | None], Engine]
+Build = Callable[[BuildJob, Precision, Path, Progress, threading.Event], None]
+Load = Callable[[BuildJob, Precision, Path | None], Engine]
 
 _SILENCE_S = 2.0  # while plans are measured, after which whoever waits is told that it goes on
 
 
-def load_plan(job: Job, precision: Precision, folder: Path | None) -> Engine:
+def load_plan(job: BuildJob, precision: Precision, folder: Path | None) -> Engine:
     """The engine of a plan in ``folder``; None: OpenVINO in f32, which is the reference and the fallback."""
     counts = job.counts
     if folder is not None:
@@ -60,7 +60,7 @@ def load_plan(job: Job, precision: Precision, folder: Path | None) -> Engine:
     return load_for(job.bundle, counts, backend="openvino", precision=precision, hint="f32")
 
 
-def fall_back(job: Job, reason: str, *, load: Load = load_plan) -> tuple[Engine, Choice]:
+def fall_back(job: BuildJob, reason: str, *, load: Load = load_plan) -> tuple[Engine, Choice]:
     """The FP32 model on the CPU, labelled as standing in for TensorRT: also for the minutes that a build takes."""
     return load(job, "fp32", None), Choice(
         model=job.bundle.name,
@@ -73,7 +73,7 @@ def fall_back(job: Job, reason: str, *, load: Load = load_plan) -> tuple[Engine,
     )
 
 
-def stored_choice(job: Job) -> Choice:
+def stored_choice(job: BuildJob) -> Choice:
     """The choice that was made before, every key still what it was and its plan the one that was measured.
 
     Raises
@@ -106,7 +106,7 @@ def stored_choice(job: Job) -> Choice:
     return choice
 
 
-def _written_choice(job: Job) -> Choice | None:
+def _written_choice(job: BuildJob) -> Choice | None:
     path = job.plans / choice_name(job.bundle.name, job.shape_px)
     if not path.is_file():
         return None
@@ -121,7 +121,7 @@ def _written_choice(job: Job) -> Choice | None:
 
 
 def choose(
-    job: Job,
+    job: BuildJob,
     frames: Sequence[NDArray[Any]],
     *,
     progress: Progress = lambda _: None,
@@ -191,7 +191,7 @@ def choose(
 class _Attempt:
     """One call of `choose`."""
 
-    job: Job
+    job: BuildJob
     frames: Sequence[NDArray[Any]]
     progress: Progress
     cancelled: threading.Event
@@ -279,7 +279,7 @@ class _Attempt:
         return alive
 
 
-def _attempts(job: Job) -> dict[PlanKey, int]:
+def _attempts(job: BuildJob) -> dict[PlanKey, int]:
     """How often in a row each precision could not be built or did not run."""
     try:
         before = _written_choice(job)

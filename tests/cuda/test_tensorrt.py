@@ -14,7 +14,7 @@ import pytest
 
 from edge.devices import Engine
 from edge.engine import load_engine
-from edge.engine.builder import Job
+from edge.engine.builder import BuildJob
 from edge.engine.prepare import Counts
 from edge.engine.select import choose, load_plan, stored_choice
 from edge.errors import EngineError
@@ -100,13 +100,13 @@ class TestContract(EngineContract):
 
 
 @pytest.fixture
-def job(tmp_path: Path, plans: Path) -> Job:
+def job(tmp_path: Path, plans: Path) -> BuildJob:
     bundle = load_bundle(make_precisions(tmp_path / "bundle", {"fp16": 1.001, "int8_fp16": 0.8}))
-    return Job(bundle, CAMERA, plans)
+    return BuildJob(bundle, CAMERA, plans)
 
 
 def test_a_slots_launches_are_recorded_with_the_network_among_them(
-    tensorrt: Any, opened: list[Engine], job: Job, standin: Standin
+    tensorrt: Any, opened: list[Engine], job: BuildJob, standin: Standin
 ) -> None:
     make_plan(job.bundle, "fp16", (32, 48), job.plans)
     engine = load_plan(job, "fp16", job.plans)
@@ -122,16 +122,16 @@ def test_a_slots_launches_are_recorded_with_the_network_among_them(
     assert standin.calls("cuGraphLaunch") >= 3
 
 
-def test_the_key_is_the_drivers_own(tensorrt: Any, job: Job) -> None:
+def test_the_key_is_the_drivers_own(tensorrt: Any, job: BuildJob) -> None:
     device = this_device()
     assert device.gpu.startswith("CPU stand-in, ")
     assert device.compute_capability == "8.7"
 
 
-def test_plans_are_measured_and_the_accurate_one_runs(tensorrt: Any, opened: list[Engine], job: Job) -> None:
+def test_plans_are_measured_and_the_accurate_one_runs(tensorrt: Any, opened: list[Engine], job: BuildJob) -> None:
     frames = list(np.random.default_rng(2).integers(0, 4096, (2, 32, 48), np.uint16))
 
-    def build_here(job: Job, precision: Precision, folder: Path, progress: Any, cancelled: Any) -> None:
+    def build_here(job: BuildJob, precision: Precision, folder: Path, progress: Any, cancelled: Any) -> None:
         request = Request(job.bundle.model_path(precision), folder, job.bundle.name, precision, job.shape_px)
         build(request, emit=lambda event: None, cancelled=cancelled.is_set)
 
@@ -143,7 +143,7 @@ def test_plans_are_measured_and_the_accurate_one_runs(tensorrt: Any, opened: lis
 
 
 def test_a_gpu_that_hangs_does_not_hang_the_one_who_closes_the_engine(
-    tensorrt: Any, job: Job, standin: Standin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tensorrt: Any, job: BuildJob, standin: Standin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_plan(job.bundle, "fp16", (32, 48), job.plans)
     engine = load_plan(job, "fp16", job.plans)
@@ -169,7 +169,7 @@ def test_a_gpu_that_hangs_does_not_hang_the_one_who_closes_the_engine(
 
 @pytest.mark.parametrize("fault", ["device lost", "out of memory", "IExecutionContext.set_tensor_address"])
 def test_what_tensorrt_refuses_is_an_engine_error_and_all_is_given_back(
-    tensorrt: Callable[..., Any], job: Job, standin: Standin, fault: str
+    tensorrt: Callable[..., Any], job: BuildJob, standin: Standin, fault: str
 ) -> None:
     make_plan(job.bundle, "fp16", (32, 48), job.plans)
     tensorrt(fault)

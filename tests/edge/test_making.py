@@ -21,7 +21,7 @@ from edge.config import Config
 from edge.daemon import Daemon
 from edge.devices import Engine
 from edge.engine import load_engine
-from edge.engine.builder import BuildProgress, Job
+from edge.engine.builder import BuildJob, BuildProgress
 from edge.engine.choice import Candidate, Choice
 from edge.errors import EdgeError, EngineError
 from edge.jobs import plan_scan
@@ -70,13 +70,13 @@ class Workshop:
         self.fault: str | None = None
         self.cancelled = False
 
-    def stored_choice(self, job: Job) -> Choice:
+    def stored_choice(self, job: BuildJob) -> Choice:
         if self.stored is None:
             raise EngineError("No TensorRT plan was chosen yet.")
         return self.stored
 
     def choose(
-        self, job: Job, frames: Any, *, progress: Any, cancelled: threading.Event | None, again: bool = False
+        self, job: BuildJob, frames: Any, *, progress: Any, cancelled: threading.Event | None, again: bool = False
     ) -> Choice:
         self.frames = list(frames)
         progress(BuildProgress(model=job.bundle.name, precision="fp16", phase="Building engine", fraction=0.5))
@@ -88,7 +88,7 @@ class Workshop:
             raise self.failure
         return CHOICE
 
-    def load_plan(self, job: Job, precision: Any, folder: Path | None) -> Engine:
+    def load_plan(self, job: BuildJob, precision: Any, folder: Path | None) -> Engine:
         counts = job.counts
         engine = load_engine(
             job.bundle,
@@ -111,7 +111,7 @@ class Workshop:
         engine.close = lambda: (self.closed.append(engine.backend), close())[-1]  # type: ignore[method-assign]
         return engine
 
-    def fall_back(self, job: Job, reason: str) -> tuple[Engine, Choice]:
+    def fall_back(self, job: BuildJob, reason: str) -> tuple[Engine, Choice]:
         note = f"OpenVINO runs in place of TensorRT: {reason}"
         stands_in = CHOICE.model_copy(
             update={"backend": "openvino", "fallback": True, "note": note, "candidates": (), "frames": 0}
@@ -407,7 +407,7 @@ def test_without_leave_for_a_fallback_the_next_start_opens_the_engine_anew(
 def test_where_the_cpu_does_not_run_the_model_either_both_reasons_are_said(
     make: Callable[..., Daemon], workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(job: Job, reason: str) -> None:
+    def no_memory(job: BuildJob, reason: str) -> None:
         raise EngineError("There is no memory for OpenVINO.")
 
     workshop.stored = CHOICE
@@ -496,7 +496,7 @@ def box(
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     (tmp_path / "state").mkdir(mode=0o700)
 
-    def build_here(job: Job, precision: Any, folder: Path, progress: Any, cancelled: threading.Event) -> None:
+    def build_here(job: BuildJob, precision: Any, folder: Path, progress: Any, cancelled: threading.Event) -> None:
         request = Request(job.bundle.model_path(precision), folder, job.bundle.name, precision, job.shape_px)
         build(request, emit=lambda event: None, cancelled=cancelled.is_set)
 

@@ -15,7 +15,7 @@ import pytest
 
 from edge.devices import Engine
 from edge.engine import find_bundle, load_engine
-from edge.engine.builder import Job, default_plans
+from edge.engine.builder import BuildJob, default_plans
 from edge.engine.measure import pictures_of
 from edge.engine.onnxruntime import OnnxRuntimeEngine
 from edge.engine.prepare import Counts
@@ -108,7 +108,7 @@ def test_a_model_of_the_zoo_gives_what_onnx_runtime_gives(
     fake_tensorrt: Callable[..., Any], host_loop: None, plans: Path, name: str
 ) -> None:
     fake_tensorrt()
-    job = Job(find_bundle(name), Counts((64, 72), "mono16", 12), plans)
+    job = BuildJob(find_bundle(name), Counts((64, 72), "mono16", 12), plans)
     make_plan(job.bundle, "fp32", job.shape_px, plans)
     frame = np.random.default_rng(1).integers(0, 4096, job.shape_px, np.uint16)
     ours = load_plan(job, "fp32", plans)

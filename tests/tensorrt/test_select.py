@@ -21,7 +21,7 @@ import pytest
 from edge import making
 from edge.devices import Engine
 from edge.engine import builder, find_bundle, load_engine, select
-from edge.engine.builder import BuildProgress, Job, build_in_child
+from edge.engine.builder import BuildJob, BuildProgress, build_in_child
 from edge.engine.choice import LEAST_PSNR_DB, MOST_ATTEMPTS, Candidate, Choice, fastest
 from edge.engine.measure import REPEATS, TEXTURES, WARM_UP, pictures_of, psnr_db, textures
 from edge.engine.onnxruntime import OnnxRuntimeEngine
@@ -48,14 +48,16 @@ class Lab:
     loaded: list[str] = field(default_factory=list)
     now_s: float = 0.0
 
-    def build(self, job: Job, precision: Precision, folder: Path, progress: Any, cancelled: threading.Event) -> None:
+    def build(
+        self, job: BuildJob, precision: Precision, folder: Path, progress: Any, cancelled: threading.Event
+    ) -> None:
         self.built.append(precision)
         if precision in self.broken:
             raise self.broken[precision]
         request = Request(job.bundle.model_path(precision), folder, job.bundle.name, precision, job.shape_px)
         build(request, emit=lambda event: None, cancelled=cancelled.is_set)
 
-    def load(self, job: Job, precision: Precision, folder: Path | None) -> Engine:
+    def load(self, job: BuildJob, precision: Precision, folder: Path | None) -> Engine:
         self.loaded.append(f"{precision} on the CPU" if folder is None else precision)
         if folder is None:
             path, manifest = job.bundle.model_path(precision), job.bundle.manifest(precision)
@@ -90,7 +92,7 @@ def begin(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Engi
     monkeypatch.setattr(making, "load_plan", lab.load)
 
     def open_and_close(
-        job: Job, frames: Callable[[], Any] = lambda: FRAMES, *, fallback: bool = False, **options: Any
+        job: BuildJob, frames: Callable[[], Any] = lambda: FRAMES, *, fallback: bool = False, **options: Any
     ) -> tuple[Engine, Choice, making.Making | None]:
         engine, choice, made = making.open_engine(job, frames, slots=2, fallback=fallback, **options)
         engine.close()
@@ -106,15 +108,15 @@ def accurate(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def job(accurate: Bundle, plans: Path) -> Job:
-    return Job(accurate, CAMERA, plans)
+def job(accurate: Bundle, plans: Path) -> BuildJob:
+    return BuildJob(accurate, CAMERA, plans)
 
 
 def figures(choice: Choice) -> dict[str, tuple[float | None, bool]]:
     return {one.precision: (one.median_s and round(one.median_s, 6), one.problem is None) for one in choice.candidates}
 
 
-def test_the_faster_of_two_accurate_plans_is_kept_with_its_figures(lab: Lab, job: Job) -> None:
+def test_the_faster_of_two_accurate_plans_is_kept_with_its_figures(lab: Lab, job: BuildJob) -> None:
     choice = choose(job, FRAMES, **lab.means())
     assert (choice.backend, choice.precision, choice.fallback) == ("tensorrt", "int8_fp16", False)
     assert choice.frames == len(FRAMES) + TEXTURES
@@ -125,13 +127,13 @@ def test_the_faster_of_two_accurate_plans_is_kept_with_its_figures(lab: Lab, job
     assert lab.loaded == ["fp32 on the CPU", "fp16", "int8_fp16"]
 
 
-def test_int8_that_is_slower_is_not_taken(lab: Lab, job: Job) -> None:
+def test_int8_that_is_slower_is_not_taken(lab: Lab, job: BuildJob) -> None:
     lab.frame_s = {"fp16": 2e-3, "int8_fp16": 3e-3}
     assert choose(job, FRAMES, **lab.means()).precision == "fp16"
 
 
 def test_a_fast_plan_that_is_not_accurate_is_not_taken_and_not_kept(lab: Lab, bundle: Bundle, plans: Path) -> None:
-    choice = choose(Job(bundle, CAMERA, plans), FRAMES, **lab.means())
+    choice = choose(BuildJob(bundle, CAMERA, plans), FRAMES, **lab.means())
     assert figures(choice) == {"fp16": (2e-3, True), "int8_fp16": (1e-3, False)}
     assert choice.precision == "fp16"
     assert "int8_fp16: 19.5 dB from FP32, expected at least 35" in choice.note
@@ -141,19 +143,19 @@ def test_a_fast_plan_that_is_not_accurate_is_not_taken_and_not_kept(lab: Lab, bu
 
 def test_fp32_is_the_last_resort(lab: Lab, bundle: Bundle, plans: Path) -> None:
     lab.broken["fp16"] = PlanError("TensorRT has no such layer")
-    choice = choose(Job(bundle, CAMERA, plans), FRAMES, **lab.means())
+    choice = choose(BuildJob(bundle, CAMERA, plans), FRAMES, **lab.means())
     assert (choice.precision, lab.built) == ("fp32", ["fp16", "int8_fp16", "fp32"])
     assert "fp16: not built (TensorRT has no such layer)" in choice.note
 
 
 def test_a_bundle_of_fp32_alone_is_built_once(lab: Lab, tmp_path: Path, plans: Path) -> None:
-    job = Job(load_bundle(make_precisions(tmp_path / "one")), CAMERA, plans)
+    job = BuildJob(load_bundle(make_precisions(tmp_path / "one")), CAMERA, plans)
     assert choose(job, FRAMES, **lab.means()).precision == "fp32"
     assert lab.built == ["fp32"]
     assert stored_choice(job).precision == "fp32"
 
 
-def test_nothing_usable_is_an_error_with_every_reason(lab: Lab, job: Job) -> None:
+def test_nothing_usable_is_an_error_with_every_reason(lab: Lab, job: BuildJob) -> None:
     lab.broken = {name: PlanError(f"{name} is broken") for name in ("fp16", "int8_fp16", "fp32")}
     with pytest.raises(EngineError, match=r"fp16: not built \(fp16 is .*int8_fp16: not .*fp32: not built"):
         choose(job, FRAMES, **lab.means())
@@ -166,7 +168,7 @@ def test_a_wrong_plan_is_refused_although_the_camera_sees_nothing(
 ) -> None:
     """A cap on the lens, a lamp that is off: a tenth of nothing is nothing too."""
     gains: dict[Precision, float] = {"fp16": 1.001, "int8_fp16": 0.1}
-    job = Job(load_bundle(make_precisions(tmp_path / "dark", gains)), CAMERA, plans)
+    job = BuildJob(load_bundle(make_precisions(tmp_path / "dark", gains)), CAMERA, plans)
     choice = choose(job, [np.full((32, 48), counts, np.uint8)] * 4, **lab.means())
     assert choice.precision == "fp16"
     (_, wrong) = choice.candidates
@@ -207,7 +209,7 @@ def test_a_sound_int8_network_passes_on_them_with_room_to_spare(name: str) -> No
         engine.close()
 
 
-def test_what_was_chosen_is_not_built_or_measured_again(lab: Lab, job: Job, begin: Callable[..., Any]) -> None:
+def test_what_was_chosen_is_not_built_or_measured_again(lab: Lab, job: BuildJob, begin: Callable[..., Any]) -> None:
     choice = choose(job, FRAMES, **lab.means())
     lab.loaded.clear()
     _, again, made = begin(job, lambda: pytest.fail("nothing is to be measured"))
@@ -216,7 +218,7 @@ def test_what_was_chosen_is_not_built_or_measured_again(lab: Lab, job: Job, begi
 
 
 def test_asked_to_everything_is_built_and_measured_again_here_and_now(
-    lab: Lab, job: Job, begin: Callable[..., Any]
+    lab: Lab, job: BuildJob, begin: Callable[..., Any]
 ) -> None:
     choose(job, FRAMES, **lab.means())
     engine, choice, made = begin(job, fallback=True, again=True)
@@ -224,7 +226,7 @@ def test_asked_to_everything_is_built_and_measured_again_here_and_now(
     assert lab.built == ["fp16", "int8_fp16"] * 2
 
 
-def test_plans_in_order_are_measured_without_a_build(lab: Lab, job: Job) -> None:
+def test_plans_in_order_are_measured_without_a_build(lab: Lab, job: BuildJob) -> None:
     choose(job, FRAMES, **lab.means())
     (job.plans / "gain_32x48.choice.json").unlink()
     choose(job, FRAMES, **lab.means())
@@ -233,7 +235,7 @@ def test_plans_in_order_are_measured_without_a_build(lab: Lab, job: Job) -> None
 
 @pytest.mark.parametrize("changed", ["tensorrt", "gpu", "compute_capability", "l4t", "cuda", "onnx_sha256"])
 def test_any_key_that_changed_refuses_the_choice_and_builds_again(
-    lab: Lab, job: Job, begin: Callable[..., Any], changed: str
+    lab: Lab, job: BuildJob, begin: Callable[..., Any], changed: str
 ) -> None:
     choose(job, FRAMES, **lab.means())
     for name in ("fp16", "int8_fp16"):
@@ -247,7 +249,7 @@ def test_any_key_that_changed_refuses_the_choice_and_builds_again(
     assert lab.built == ["fp16", "int8_fp16"] * 2
 
 
-def test_the_service_is_told_where_its_plans_are_kept(lab: Lab, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_is_told_where_its_plans_are_kept(lab: Lab, job: BuildJob, monkeypatch: pytest.MonkeyPatch) -> None:
     choose(job, FRAMES, **lab.means())
     (job.plans / "gain_int8_fp16_32x48.plan").unlink()
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/superlens")
@@ -256,7 +258,7 @@ def test_the_service_is_told_where_its_plans_are_kept(lab: Lab, job: Job, monkey
 
 
 def test_a_plan_that_nobody_measured_is_refused_and_measured(
-    lab: Lab, job: Job, tmp_path: Path, begin: Callable[..., Any]
+    lab: Lab, job: BuildJob, tmp_path: Path, begin: Callable[..., Any]
 ) -> None:
     """Built by hand, it has a sound record, but the figures are those of the one before."""
     choose(job, FRAMES, **lab.means())
@@ -279,7 +281,7 @@ def test_a_plan_that_nobody_measured_is_refused_and_measured(
 
 
 def test_a_bundle_that_lost_the_chosen_precision_is_chosen_anew(
-    lab: Lab, job: Job, tmp_path: Path, begin: Callable[..., Any]
+    lab: Lab, job: BuildJob, tmp_path: Path, begin: Callable[..., Any]
 ) -> None:
     assert choose(job, FRAMES, **lab.means()).precision == "int8_fp16"
     small = replace(job, bundle=load_bundle(make_precisions(tmp_path / "small", {"fp16": 1.001})))
@@ -290,7 +292,7 @@ def test_a_bundle_that_lost_the_chosen_precision_is_chosen_anew(
 
 @pytest.mark.parametrize("kind", ["not built", "does not run"])
 def test_what_could_not_be_built_or_run_once_is_tried_again_at_the_next_start(
-    lab: Lab, job: Job, begin: Callable[..., Any], kind: str
+    lab: Lab, job: BuildJob, begin: Callable[..., Any], kind: str
 ) -> None:
     if kind == "not built":
         lab.broken = {name: PlanError("The builder was ended by SIGKILL") for name in ("fp16", "int8_fp16")}
@@ -306,7 +308,7 @@ def test_what_could_not_be_built_or_run_once_is_tried_again_at_the_next_start(
 
 
 def test_what_fails_at_every_start_is_given_up_in_the_end_until_somebody_asks(
-    lab: Lab, job: Job, begin: Callable[..., Any]
+    lab: Lab, job: BuildJob, begin: Callable[..., Any]
 ) -> None:
     lab.broken["int8_fp16"] = PlanError("no such layer")
     for start in range(1, MOST_ATTEMPTS + 3):
@@ -320,20 +322,20 @@ def test_what_fails_at_every_start_is_given_up_in_the_end_until_somebody_asks(
 def test_a_plan_that_is_not_accurate_is_not_tried_again(
     lab: Lab, bundle: Bundle, plans: Path, begin: Callable[..., Any]
 ) -> None:
-    job = Job(bundle, CAMERA, plans)
+    job = BuildJob(bundle, CAMERA, plans)
     for _ in range(2):
         assert begin(job)[1].precision == "fp16"
     assert lab.built == ["fp16", "int8_fp16"]
 
 
-def test_a_precision_that_came_later_is_measured_too(lab: Lab, job: Job, tmp_path: Path) -> None:
+def test_a_precision_that_came_later_is_measured_too(lab: Lab, job: BuildJob, tmp_path: Path) -> None:
     small = replace(job, bundle=load_bundle(make_precisions(tmp_path / "small", {"fp16": 1.001})))
     assert choose(small, FRAMES, **lab.means()).precision == "fp16"
     with pytest.raises(EngineError, match="int8_fp16 of gain has changed since"):
         stored_choice(job)
 
 
-def test_a_failed_rebuild_keeps_the_plan_before_and_says_so(lab: Lab, job: Job) -> None:
+def test_a_failed_rebuild_keeps_the_plan_before_and_says_so(lab: Lab, job: BuildJob) -> None:
     choose(job, FRAMES, **lab.means())
     before = (job.plans / "gain_int8_fp16_32x48.plan").read_bytes()
     lab.broken["int8_fp16"] = PlanError("No space left on device")
@@ -343,7 +345,7 @@ def test_a_failed_rebuild_keeps_the_plan_before_and_says_so(lab: Lab, job: Job) 
     assert (job.plans / "gain_int8_fp16_32x48.plan").read_bytes() == before
 
 
-def test_a_new_plan_that_fails_does_not_replace_the_one_before(lab: Lab, job: Job) -> None:
+def test_a_new_plan_that_fails_does_not_replace_the_one_before(lab: Lab, job: BuildJob) -> None:
     choose(job, FRAMES, **lab.means())
     lab.unusable = {("int8_fp16", "new")}
     choice = choose(job, FRAMES, again=True, **lab.means())
@@ -351,7 +353,7 @@ def test_a_new_plan_that_fails_does_not_replace_the_one_before(lab: Lab, job: Jo
     assert "the plan built before is used: does not run (the GPU's memory is full)" in choice.note
 
 
-def test_a_cancelled_build_ends_the_choice_and_leaves_the_one_before(lab: Lab, job: Job) -> None:
+def test_a_cancelled_build_ends_the_choice_and_leaves_the_one_before(lab: Lab, job: BuildJob) -> None:
     choice = choose(job, FRAMES, **lab.means())
     lab.broken["fp16"] = CancelledBuildError("stop")
     with pytest.raises(EngineError, match=r"cancelled\. What ran before goes on"):
@@ -359,7 +361,7 @@ def test_a_cancelled_build_ends_the_choice_and_leaves_the_one_before(lab: Lab, j
     assert stored_choice(job) == choice
 
 
-def test_the_cpu_runs_labelled_only_where_it_is_allowed(lab: Lab, job: Job, begin: Callable[..., Any]) -> None:
+def test_the_cpu_runs_labelled_only_where_it_is_allowed(lab: Lab, job: BuildJob, begin: Callable[..., Any]) -> None:
     lab.broken = {name: PlanError("the builder was killed") for name in ("fp16", "int8_fp16", "fp32")}
     with pytest.raises(EngineError, match="the builder was killed"):
         begin(job)
@@ -369,7 +371,7 @@ def test_the_cpu_runs_labelled_only_where_it_is_allowed(lab: Lab, job: Job, begi
     assert made is not None
 
 
-def test_a_plan_that_does_not_load_any_more_falls_back_too(lab: Lab, job: Job, begin: Callable[..., Any]) -> None:
+def test_a_plan_that_does_not_load_any_more_falls_back_too(lab: Lab, job: BuildJob, begin: Callable[..., Any]) -> None:
     choose(job, FRAMES, **lab.means())
     lab.unusable = {("int8_fp16", "plans")}
     assert begin(job)[1].precision == "fp16"  # measured anew: it does not run
@@ -381,7 +383,7 @@ def test_a_plan_that_does_not_load_any_more_falls_back_too(lab: Lab, job: Job, b
 
 
 def test_without_tensorrt_the_fallback_is_labelled_with_that(
-    job: Job, fake_tensorrt: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    job: BuildJob, fake_tensorrt: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     engine, choice, _ = making.open_engine(job, lambda: FRAMES, slots=1, fallback=True)
@@ -393,26 +395,26 @@ def test_without_tensorrt_the_fallback_is_labelled_with_that(
 @pytest.mark.parametrize(
     "frames", [[], [np.zeros((32, 48), np.uint16)], [np.zeros((32, 32), np.uint8)]], ids=["none", "dtype", "shape"]
 )
-def test_frames_that_are_not_the_cameras_are_refused(lab: Lab, job: Job, frames: list[np.ndarray]) -> None:
+def test_frames_that_are_not_the_cameras_are_refused(lab: Lab, job: BuildJob, frames: list[np.ndarray]) -> None:
     with pytest.raises(ConfigError, match=r"frames of \(32, 48\) px uint8"):
         choose(job, frames, **lab.means())
 
 
-def test_two_processes_do_not_build_at_once(lab: Lab, job: Job) -> None:
+def test_two_processes_do_not_build_at_once(lab: Lab, job: BuildJob) -> None:
     with (job.plans / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(EngineError, match="Another process builds engines"):
             choose(job, FRAMES, **lab.means())
 
 
-def test_a_folder_that_others_write_is_refused(lab: Lab, job: Job) -> None:
+def test_a_folder_that_others_write_is_refused(lab: Lab, job: BuildJob) -> None:
     job.plans.chmod(0o777)
     with pytest.raises(EngineError, match="others could put"):
         choose(job, FRAMES, **lab.means())
 
 
 @pytest.mark.parametrize("spoil", ["empty", "no figures"])
-def test_a_choice_that_is_damaged_is_made_again(lab: Lab, job: Job, begin: Callable[..., Any], spoil: str) -> None:
+def test_a_choice_that_is_damaged_is_made_again(lab: Lab, job: BuildJob, begin: Callable[..., Any], spoil: str) -> None:
     choice = choose(job, FRAMES, **lab.means())
     text = "{}" if spoil == "empty" else choice.model_copy(update={"candidates": ()}).model_dump_json()
     (job.plans / "gain_32x48.choice.json").write_text(text)
@@ -422,7 +424,7 @@ def test_a_choice_that_is_damaged_is_made_again(lab: Lab, job: Job, begin: Calla
 
 
 def test_a_disk_that_is_full_when_the_choice_is_written_leaves_the_one_before(
-    lab: Lab, job: Job, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, job: BuildJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choice = choose(job, FRAMES, **lab.means())
     monkeypatch.setattr("export.plan.os.fsync", lambda _: _refuse(errno.ENOSPC))
@@ -435,7 +437,7 @@ def test_a_disk_that_is_full_when_the_choice_is_written_leaves_the_one_before(
 def test_a_folder_of_plans_that_cannot_be_made_is_an_error(lab: Lab, accurate: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(EngineError, match=r"Engines cannot be kept in .*file/plans: Not a directory"):
-        choose(Job(accurate, CAMERA, tmp_path / "file" / "plans"), FRAMES, **lab.means())
+        choose(BuildJob(accurate, CAMERA, tmp_path / "file" / "plans"), FRAMES, **lab.means())
 
 
 def _refuse(code: int) -> None:
@@ -443,7 +445,7 @@ def _refuse(code: int) -> None:
 
 
 def test_while_plans_are_measured_whoever_waits_is_told_that_it_goes_on(
-    lab: Lab, job: Job, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, job: BuildJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watchdog of the service among them: the reference on the CPU of a Jetson takes its time."""
     monkeypatch.setattr(select, "_SILENCE_S", 0.0)
@@ -454,7 +456,7 @@ def test_while_plans_are_measured_whoever_waits_is_told_that_it_goes_on(
     assert told.count(("fp16", "Measuring")) == 1 + WARM_UP + REPEATS
 
 
-def test_a_measurement_is_cancelled_too(lab: Lab, job: Job) -> None:
+def test_a_measurement_is_cancelled_too(lab: Lab, job: BuildJob) -> None:
     stop = threading.Event()
 
     def listen(progress: BuildProgress) -> None:
@@ -466,7 +468,7 @@ def test_a_measurement_is_cancelled_too(lab: Lab, job: Job) -> None:
     assert not list(job.plans.glob("*.plan"))
 
 
-def test_the_median_counts_and_the_first_frames_do_not(lab: Lab, job: Job) -> None:
+def test_the_median_counts_and_the_first_frames_do_not(lab: Lab, job: BuildJob) -> None:
     seen: list[float] = []
 
     def clock() -> float:
@@ -480,7 +482,7 @@ def test_the_median_counts_and_the_first_frames_do_not(lab: Lab, job: Job) -> No
     assert [(one.median_s, one.p99_s) for one in choice.candidates] == [(0.004, 0.5)] * 2
 
 
-def test_fastest_takes_only_what_was_measured_and_has_no_problem(lab: Lab, job: Job) -> None:
+def test_fastest_takes_only_what_was_measured_and_has_no_problem(lab: Lab, job: BuildJob) -> None:
     key = job.key("fp16")
     bad = Candidate(precision="int8_fp16", key=key, median_s=1e-3, problem="not accurate")
     good = Candidate(precision="fp16", key=key, median_s=2e-3, note="as it was")
@@ -499,7 +501,7 @@ class TestWithChildProcesses:
         self, on_device: None, bundle: Bundle, plans: Path
     ) -> None:
         seen: list[BuildProgress] = []
-        job = Job(bundle, CAMERA, plans)
+        job = BuildJob(bundle, CAMERA, plans)
         engine, choice, _ = making.open_engine(job, lambda: FRAMES, slots=1, fallback=False, progress=seen.append)
         assert (engine.backend, engine.precision, choice.precision) == ("tensorrt", "fp16", "fp16")
         phases = list(dict.fromkeys(one.phase for one in seen if one.precision == "fp16"))
@@ -510,7 +512,7 @@ class TestWithChildProcesses:
         engine.close()
 
     def test_cancelling_asks_the_child_to_stop(
-        self, on_device: None, job: Job, child_environment: pytest.MonkeyPatch
+        self, on_device: None, job: BuildJob, child_environment: pytest.MonkeyPatch
     ) -> None:
         child_environment.setattr(builder, "GRACE_S", 1e9)  # it is asked, not killed
         child_environment.setenv("FAKE_TENSORRT_FAULTS", "endless build")
@@ -520,7 +522,7 @@ class TestWithChildProcesses:
         assert not list(job.plans.iterdir())
 
     def test_whoever_waits_for_a_silent_build_is_told_that_it_goes_on(
-        self, on_device: None, job: Job, child_environment: pytest.MonkeyPatch
+        self, on_device: None, job: BuildJob, child_environment: pytest.MonkeyPatch
     ) -> None:
         child_environment.setattr(builder, "_POLL_S", 0.0)  # every moment without a line is a silence
         child_environment.setattr(builder, "_SILENCE_S", 0.0)
@@ -536,7 +538,7 @@ class TestWithChildProcesses:
             build_in_child(job, "fp16", job.plans, listen, stop)
 
     def test_a_child_that_does_not_stop_is_killed(
-        self, on_device: None, job: Job, child_environment: pytest.MonkeyPatch
+        self, on_device: None, job: BuildJob, child_environment: pytest.MonkeyPatch
     ) -> None:
         child_environment.setattr(builder, "GRACE_S", 0.0)
         child_environment.setenv("FAKE_TENSORRT_FAULTS", "endless build")
@@ -545,14 +547,14 @@ class TestWithChildProcesses:
             build_in_child(job, "fp16", job.plans, lambda _: stop.set(), stop)
 
     def test_a_child_that_was_killed_is_an_error_that_names_the_signal(
-        self, on_device: None, job: Job, child_environment: pytest.MonkeyPatch
+        self, on_device: None, job: BuildJob, child_environment: pytest.MonkeyPatch
     ) -> None:
         child_environment.setenv("FAKE_TENSORRT_FAULTS", "killed build")
         with pytest.raises(PlanError, match=r"ended by SIGKILL; .*the memory was full"):
             build_in_child(job, "fp16", job.plans, lambda _: None, threading.Event())
 
     def test_a_failed_build_comes_back_in_the_builders_words(
-        self, on_device: None, job: Job, child_environment: pytest.MonkeyPatch
+        self, on_device: None, job: BuildJob, child_environment: pytest.MonkeyPatch
     ) -> None:
         child_environment.setenv("FAKE_TENSORRT_FAULTS", "Builder.build_serialized_network")
         with pytest.raises(
@@ -561,7 +563,7 @@ class TestWithChildProcesses:
             build_in_child(job, "fp16", job.plans, lambda _: None, threading.Event())
 
     def test_a_listener_that_fails_takes_the_child_with_it(
-        self, on_device: None, job: Job, child_environment: pytest.MonkeyPatch
+        self, on_device: None, job: BuildJob, child_environment: pytest.MonkeyPatch
     ) -> None:
         child_environment.setenv("FAKE_TENSORRT_FAULTS", "endless build")
 
