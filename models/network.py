@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.errors import RecipeError
 
@@ -71,6 +72,14 @@ def infer_with(net: Network) -> Callable[[Image], dict[str, Image]]:
         }
 
     return infer
+
+
+def padded(image: Tensor, multiple_px: int) -> Tensor:
+    """(n, channels, h, w) with its last column and row repeated until both sides are multiples."""
+    height, width = image.shape[-2:]
+    # No remainder of a negative number, in which graph runtimes disagree.
+    right, below = ((multiple_px - side_px % multiple_px) % multiple_px for side_px in (width, height))
+    return functional.pad(image, (0, right, 0, below), mode="replicate")
 
 
 def parameter_count(net: nn.Module) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import network
-from models.network import Network
+from models.network import Network, padded
 
 # The illumination branch works at 1/8 size; sides are padded inside the graph, and cropped back.
 _ILLUMINATION_PX = 8
@@ -148,7 +148,7 @@ class RTNet(Network):
         """Enhance (n, 1, h, w) in 0..1."""
         height, width = image.shape[-2:]
         multiple = 2 if self.illumination is None else _ILLUMINATION_PX
-        x = functional.pad(image, (0, _missing(width, multiple), 0, _missing(height, multiple)), mode="replicate")
+        x = padded(image, multiple)
         if self.illumination is not None:
             gain, offset = self.illumination(x).chunk(2, 1)
             x = x * (1 + gain) + offset
@@ -232,11 +232,6 @@ class Srcnn(Network):
             x = self.attention(x)
         out: Tensor = self.reconstruction(functional.relu(self.mapping(x)))
         return out if self.training else out.clamp(0, 1)
-
-
-def _missing(side_px: int, multiple_px: int) -> int:
-    """Pixels up to the next multiple; no remainder of a negative number, in which graph runtimes disagree."""
-    return (multiple_px - side_px % multiple_px) % multiple_px
 
 
 def _unshuffled(conv: nn.Module) -> nn.Conv2d:

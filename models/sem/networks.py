@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import network
-from models.network import Network, Output, fold_batch_norm
+from models.network import Network, Output, fold_batch_norm, padded
 
 Norm = Literal["batch", "instance", "none"]
 
@@ -133,8 +133,7 @@ class Generator(Network):
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
         height, width = image.shape[-2:]
-        x = self.prepare(image)
-        x = functional.pad(x, (0, _missing(width), 0, _missing(height)), mode="replicate")
+        x = padded(self.prepare(image), MULTIPLE_PX)
         head = self.head(x)  # (n, features, h/4, w/4)
         h = head
         for block in self.blocks:
@@ -233,11 +232,6 @@ NETWORKS: dict[str, Callable[..., Network]] = {"ssum": SSUM, "sem-lite": SemLite
 def build(name: str, options: Mapping[str, Any]) -> Network:
     """Construct a network by the name and options of a recipe; RecipeError if it does not exist."""
     return network.build(NETWORKS, name, options)
-
-
-def _missing(side_px: int) -> int:
-    """Pixels up to the next multiple; no remainder of a negative number, in which graph runtimes disagree."""
-    return (MULTIPLE_PX - side_px % MULTIPLE_PX) % MULTIPLE_PX
 
 
 def _norm(norm: Norm, features: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Batch norms vanish into the convolutions before them without changing what is computed."""
+"""Batch norms vanish into the convolutions before them, and sides are filled up, without changing what is computed."""
 
 import os
 
@@ -10,7 +10,7 @@ if os.environ.get("CI") != "true":
 import torch
 from torch import nn
 
-from models.network import fold_batch_norm
+from models.network import fold_batch_norm, padded
 
 
 def lived_in(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
@@ -36,3 +36,16 @@ def test_what_cannot_be_folded_is_refused() -> None:
         fold_batch_norm(nn.Conv2d(1, 1, 1), nn.InstanceNorm2d(1))
     with pytest.raises(TypeError, match="keeps no running statistics"):
         fold_batch_norm(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, track_running_stats=False))
+
+
+@pytest.mark.parametrize(("shape_px", "wanted_px"), [((7, 12), (8, 12)), ((8, 9), (8, 12)), ((4, 4), (4, 4))])
+def test_sides_are_filled_up_to_a_multiple_with_the_last_column_and_row(
+    shape_px: tuple[int, int], wanted_px: tuple[int, int]
+) -> None:
+    image = torch.rand(1, 1, *shape_px)
+    height, width = shape_px
+    found = padded(image, 4)
+    assert tuple(found.shape[-2:]) == wanted_px
+    torch.testing.assert_close(found[..., :height, :width], image)
+    assert (found[..., height:, :width] == image[..., -1:, :]).all()
+    assert (found[..., :height, width:] == image[..., -1:]).all()
