@@ -32,7 +32,7 @@ from edge.instrument import Instrument
 from edge.jobs import preview_sink
 from edge.meter import FlowMeter, peak_rss_mb, rss_mb
 from edge.windows import OtherWork, quiet, undisturbed
-from firmware_bridge.pzt import PositionUm
+from firmware_bridge.simulator.controller import TRAVEL_UM
 
 DISTINCT_FRAMES = 64
 SETTLED_FRAME = 200
@@ -257,9 +257,9 @@ def _run(
 def render(camera: SimulatedCamera, pool: FramePool, *, exposure_s: float, frames: int) -> NDArray[Any]:
     """Distinct frames as they lie in slots, (n, ...), along a line through the middle of the travel."""
     camera.start(pool, exposure_s=exposure_s, triggered=False)
-    pictures = np.empty((frames, *pool.shape), pool.dtype)
+    pictures, middle_um = np.empty((frames, *pool.shape), pool.dtype), TRAVEL_UM.centre
     for index, picture in enumerate(pictures):
-        camera.expose(PositionUm(50 + PATH_UM * (index / frames - 0.5), 50, 5), picture)
+        camera.expose(middle_um._replace(x=middle_um.x + PATH_UM * (index / frames - 0.5)), picture)
     camera.stop()
     return pictures
 
@@ -272,7 +272,7 @@ def _live_noise(camera: SimulatedCamera, pool: FramePool) -> Callable[[threading
         while not stop.is_set():
             slot = pool.acquire(timeout_s=10)
             exposure_end_ns = time.monotonic_ns()
-            camera.expose(PositionUm(50, 50, 5), slot)
+            camera.expose(TRAVEL_UM.centre, slot)
             yield Frame(slot, index, exposure_end_ns)
             index += 1
 

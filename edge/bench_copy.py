@@ -26,18 +26,15 @@ from edge.bench import render
 from edge.cameras import open_camera
 from edge.cameras.simulated import SimulatedCamera
 from edge.config import Config
-from edge.devices import Camera, Engine
+from edge.devices import Camera
 from edge.engine import find_bundle, load_for
 from edge.engine.prepare import Counts
 from edge.errors import CameraError, CameraTimeoutError, ConfigError, EdgeError
 from edge.frames import LAYOUTS, Frame, FramePool, Ledger, PixelFormat, Tile, aligned_empty, slot_shape
-from edge.meter import FlowMeter
-from firmware_bridge.pzt import PositionUm
+from firmware_bridge.simulator.controller import TRAVEL_UM
 
 FRAMES = 32
 SHAPE_PX = (256, 256)
-_MIDDLE = PositionUm(50, 50, 5)
-_TIMEOUT_S = 10.0
 
 
 class FileCamera:
@@ -136,7 +133,7 @@ def bench_copy(config: Config, *, frames: int = FRAMES) -> dict[str, float]:
     """
     with ExitStack() as closing:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="superlens-")))
-        simulated = open_camera(config, pose_um=lambda: _MIDDLE)
+        simulated = open_camera(config, pose_um=lambda: TRAVEL_UM.centre)
         closing.callback(simulated.close)
         if not isinstance(simulated, SimulatedCamera):
             raise ConfigError("bench copy draws its frames with the simulated camera. Leave --camera out.")
@@ -168,20 +165,6 @@ def bench_copy(config: Config, *, frames: int = FRAMES) -> dict[str, float]:
         for name, make in cameras.items():
             camera = make()
             closing.callback(camera.close)
-            figures[name] = _copies(camera, engine, pool, None if name == "simulated" else sent, frames)
+            sinks = [WholeFrames(None if name == "simulated" else sent, pool, camera.name)]
+            figures[name] = pipeline.copies_per_frame(camera, engine, pool, sinks, exposure_s=0.005, frames=frames)
         return figures
-
-
-def _copies(camera: Camera, engine: Engine, pool: FramePool, sent: NDArray[Any] | None, frames: int) -> float:
-    meter, stop = FlowMeter(), threading.Event()
-    camera.start(pool, exposure_s=0.005, triggered=False)
-    try:
-        source = pipeline.live(camera, stop, timeout_s=_TIMEOUT_S)
-        sinks = [WholeFrames(sent, pool, camera.name)]
-        pipeline.run(source, engine, pool, sinks, policy="lossless", stop=stop, meter=meter, frames=frames)
-    finally:
-        camera.stop()
-    copies = meter.flow().copies_per_frame
-    if copies is None:
-        raise EdgeError(f"The camera {camera.name} delivered no frame.")
-    return copies

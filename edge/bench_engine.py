@@ -14,7 +14,6 @@ these figures are None then.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import statistics
@@ -36,14 +35,25 @@ from edge.cameras.microscope import fitted
 from edge.cameras.simulated import SimulatedCamera
 from edge.config import Config
 from edge.devices import Engine
-from edge.engine import INSTALL, Backend, Hint, convert_command, find_bundle, load_for, manifest_of, model_path
+from edge.engine import (
+    INSTALL,
+    Backend,
+    Hint,
+    convert_command,
+    find_bundle,
+    installed,
+    load_for,
+    manifest_of,
+    model_path,
+    reference_backend,
+)
 from edge.engine.measure import pictures_of, psnr_db
 from edge.engine.prepare import Counts
 from edge.errors import EdgeError
 from edge.frames import DTYPE, FramePool, aligned_empty
 from edge.windows import OtherWork, quiet, undisturbed
 from export.manifest import Bundle, Precision
-from firmware_bridge.pzt import PositionUm
+from firmware_bridge.simulator.controller import TRAVEL_UM
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +146,7 @@ def bench_engine(
 
 
 def _reference(scene: Scene, held: ExitStack) -> Reference:
-    backend: Backend = "onnxruntime" if _installed("onnxruntime") else "openvino"
+    backend = reference_backend()
     engine = scene.load(backend, "fp32", "f32")
     held.callback(engine.close)
     expected = [pictures_of(engine, picture) for picture in scene.pictures]
@@ -230,7 +240,7 @@ def _scene(bundle: Bundle, shape_px: tuple[int, int] | None) -> Scene:
     camera = {} if shape_px is None else {"shape_px": shape_px}
     any_file = "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]
     config = fitted(Config.model_validate({"camera": camera}), manifest_of(bundle, any_file))
-    opened = open_camera(config, pose_um=lambda: PositionUm(50, 50, 5))
+    opened = open_camera(config, pose_um=lambda: TRAVEL_UM.centre)
     assert isinstance(opened, SimulatedCamera)  # noqa: S101  it is the configuration's default
     with closing(opened):
         pool = FramePool([np.empty(opened.shape, DTYPE[opened.format])])
@@ -244,7 +254,7 @@ def _engines(
     """Every engine that was asked for and can be had, one at a time; a line in ``left_out`` for every other."""
     bundle = scene.bundle
     for backend in backends or PRECISIONS:
-        if not _installed(backend):
+        if not installed(backend):
             left_out.append(f"{bundle.name} on {backend}: not installed. Install it: {INSTALL[backend]}")
             continue
         for precision in PRECISIONS[backend]:
@@ -266,10 +276,6 @@ def _engines(
                 yield engine, model_path(bundle, precision)
                 if arithmetic == "f32":
                     break  # this processor has nothing faster, so `auto` was f32
-
-
-def _installed(backend: Backend) -> bool:
-    return importlib.util.find_spec(backend) is not None
 
 
 def _on_slots(engine: Engine, pictures: NDArray[Any]) -> tuple[Run, list[NDArray[Any]]]:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 
 import platformdirs
@@ -29,6 +28,7 @@ from edge.problems import Notice, Problems
 from edge.runner import Runner
 from edge.scan import ScanPlan
 from edge.status import RunState, StageStatus, Status, StatusBoard
+from edge.utc import utc_stamp
 from firmware_bridge.errors import FirmwareError, RefusedError, StoppedError
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class Daemon:
         ConfigError
             The region does not fit; the live view goes on.
         """
-        folder = self.data_dir / "scans" / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+        folder = self.data_dir / "scans" / utc_stamp()
 
         def make_job(instrument: Instrument) -> Job:
             plan = plan_scan(instrument, region_um=region_um, overlap=overlap, settle_s=0)

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from edge.scan import ScanPlan, acquire, inscribed_square_um
 from edge.sinks import PreviewSink, Shot, SnapshotSink
 from edge.status import RunState, StatusBoard
 from edge.stitch import camera_from_stage, crop_square
+from edge.utc import utc_stamp
 
 FRAME_TIMEOUT_S = 5.0
 
@@ -204,7 +204,7 @@ def save_shot(instrument: Instrument, shot: Shot, folder: Path) -> list[Path]:
         The disk refuses.
     """
     manifest, sphere = instrument.engine.manifest, instrument.config.sphere
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+    stamp = utc_stamp()
     mark = "_SIMULATED" if instrument.simulated else ""
     facts = {**instrument.facts(), "frame": shot.index, "taken_utc": stamp}
     if instrument.field is not None:

@@ -13,7 +13,7 @@ from edge.engine.choice import Candidate
 from edge.instrument import Instrument
 from edge.jobs import Job
 from edge.meter import rss_mb
-from edge.problems import Problems, utc_now
+from edge.problems import Problems
 from edge.status import (
     AxisStatus,
     BuildStatus,
@@ -27,6 +27,7 @@ from edge.status import (
     StageStatus,
     Status,
 )
+from edge.utc import utc_now
 from firmware_bridge.pzt import PztStage
 
 RECENT_FRAMES = 256

@@ -31,6 +31,7 @@ SLOTS = QUEUE_LENGTH + 2
 """Frame slots a pipeline needs: the queue, one in the engine, one in the camera."""
 
 JOIN_TIMEOUT_S = 10.0
+FIRST_FRAME_S = 10.0
 
 
 class FrameQueue:
@@ -180,3 +181,32 @@ def _infer(
     meter.enhanced(engine_s, ledger)
     for sink in sinks:
         sink.write(frame, tile)
+
+
+def copies_per_frame(
+    camera: Camera,
+    engine: Engine,
+    pool: FramePool,
+    sinks: Sequence[FrameSink] = (),
+    *,
+    exposure_s: float,
+    frames: int,
+) -> float:
+    """Host copies of a frame on its way, as the ledgers of ``frames`` frames have them. The camera is not started yet.
+
+    Raises
+    ------
+    EdgeError
+        It delivers no frame. Other errors as :func:`run`.
+    """
+    meter, stop = FlowMeter(), threading.Event()
+    camera.start(pool, exposure_s=exposure_s, triggered=False)
+    try:
+        source = live(camera, stop, timeout_s=FIRST_FRAME_S + 2 * (camera.frame_time_s or 0))
+        run(source, engine, pool, sinks, policy="lossless", stop=stop, meter=meter, frames=frames)
+    finally:
+        camera.stop()
+    copies = meter.flow().copies_per_frame
+    if copies is None:
+        raise EdgeError(f"The camera {camera.name} delivered no frame.")
+    return copies

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import threading
-from datetime import datetime, timezone
 from typing import NamedTuple
 
 from edge.status import Problem, Severity
-
-
-def utc_now() -> str:
-    """Wall clock, for people and files; never for arithmetic."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+from edge.utc import utc_now
 
 
 class Notice(NamedTuple):

@@ -6,16 +6,13 @@ a trigger is opened.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,20 +24,20 @@ from edge.cameras.microscope import fitted
 from edge.config import Config
 from edge.devices import Camera, Engine
 from edge.doctor import Package
-from edge.engine import Backend, find_bundle, load_for, manifest_of
+from edge.engine import Backend, find_bundle, load_for, manifest_of, reference_backend
 from edge.engine.builder import BuildJob, default_plans
 from edge.engine.choice import LEAST_PSNR_DB, Choice
 from edge.engine.measure import Figures, measure, pictures_of, textures
 from edge.engine.prepare import Counts
 from edge.errors import ConfigError, EdgeError
 from edge.making import next_frames, open_engine
-from edge.meter import FlowMeter
+from edge.utc import utc_now
 from export.errors import PlanError
 from export.files import write_atomically
 from export.plan import l4t_release, this_device
 from firmware_bridge.boards import find_chip, line_of
 from firmware_bridge.errors import LinkError
-from firmware_bridge.pzt import PositionUm
+from firmware_bridge.simulator.controller import TRAVEL_UM
 
 Outcome = Literal["passed", "FAILED", "not present"]
 
@@ -50,7 +47,6 @@ MOST_COPIES = 1.0
 HOT_MARGIN_C = 5.0
 """A sensor this near to where the system throttles, or switches off, is a failure."""
 _COMMAND_TIMEOUT_S = 10.0
-_MIDDLE = PositionUm(50, 50, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +112,7 @@ def self_test(
         "problems": [f"{check.name}: {check.words}" for check in checks if check.outcome == "FAILED"],
         "checks": [asdict(check) for check in checks],
         "software": f"superlens {__version__}",
-        "taken_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "taken_utc": utc_now(),
     }
     folder = default_plans().parent / "selftest"
     path = folder / f"{report['taken_utc'].replace(':', '').replace('-', '')}.json"
@@ -226,7 +222,7 @@ def _engine_checks(
             config = fitted(config, manifest_of(bundle, "fp32"))
             checks.append(Check(now, "passed", f"{bundle.name}, in {', '.join(bundle.precisions)}"))
             begin("camera")
-            pose_um = (lambda: _MIDDLE) if config.stage.port.startswith("sim:") else None
+            pose_um = (lambda: TRAVEL_UM.centre) if config.stage.port.startswith("sim:") else None
             camera = open_camera(config, pose_um=pose_um)
             closing.callback(camera.close)
             frames = next_frames(camera, exposure_s=config.camera.exposure_s)
@@ -238,7 +234,7 @@ def _engine_checks(
             closing.callback(engine.close)
             checks.append(_engine_check(engine, choice))
             begin("accuracy")
-            by: Backend = "onnxruntime" if importlib.util.find_spec("onnxruntime") else "openvino"
+            by = reference_backend()
             reference = load_for(bundle, counts, backend=by, precision="fp32", hint="f32")
             closing.callback(reference.close)
             frames = [*frames, *textures(counts)]  # the camera may be in the dark
@@ -298,19 +294,10 @@ def _latency(figures: Figures) -> Check:
 
 def _copies(camera: Camera, engine: Engine, exposure_s: float) -> Check:
     """Of frames that ran through the pipeline, as the ledger has them."""
-    pool, meter, stop = engine.allocate(pipeline.SLOTS), FlowMeter(), threading.Event()
-    timeout_s = 5 + 2 * (camera.frame_time_s or 0)
-    camera.start(pool, exposure_s=exposure_s, triggered=False)
-    try:
-        source = pipeline.live(camera, stop, timeout_s=timeout_s)
-        pipeline.run(source, engine, pool, [], policy="lossless", stop=stop, meter=meter, frames=FLOW_FRAMES)
-    finally:
-        camera.stop()
-    copies = meter.flow().copies_per_frame
-    if copies is None:
-        raise EdgeError(f"The camera {camera.name} delivered no frame.")
+    pool = engine.allocate(pipeline.SLOTS)
+    copies = pipeline.copies_per_frame(camera, engine, pool, exposure_s=exposure_s, frames=FLOW_FRAMES)
     words = f"{copies:g} host copies per frame from {camera.name}; at most {MOST_COPIES:g} is allowed"
-    figures = {"copies_per_frame": copies, "passes_per_frame": engine.passes_per_frame, "frames": meter.frames}
+    figures = {"copies_per_frame": copies, "passes_per_frame": engine.passes_per_frame, "frames": FLOW_FRAMES}
     return Check("copies", "passed" if copies <= MOST_COPIES else "FAILED", words, figures)
 
 

@@ -27,7 +27,8 @@ Image = NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 
-TRAVEL_UM = 100.0
+SIDE_UM = 100.0
+"""Travel of the simulated stage in x and in y."""
 LENS_NA, LENS_MAGNIFICATION = 0.4, 20.0
 """The objective of the neural lens (Grant-Jacob et al. 2019)."""
 SMALLEST_FIELD_PX = 256
@@ -157,7 +158,7 @@ def draw_specimen(config: Config, optics: Optics) -> Callable[[], Image]:
     pixel_size_nm, path = optics.pixel_size_nm, config.specimen.path
     if path is not None:
         return partial(resample, load_specimen(path, config.specimen.pixel_size_nm), pixel_size_nm)
-    size_um = TRAVEL_UM + 1.1 * max(config.camera.shape_px) * pixel_size_nm / 1e3
+    size_um = SIDE_UM + 1.1 * max(config.camera.shape_px) * pixel_size_nm / 1e3
     draw = _pollen if isinstance(optics, PlainObjective) else demo_specimen
     return partial(draw, size_um, pixel_size_nm, seed=config.specimen.seed)
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from edge.cameras.microscope import (
     OBJECTIVE_LAMP,
+    SIDE_UM,
     SPHERE_LAMP,
-    TRAVEL_UM,
     PlainObjective,
     draw_specimen,
     microscope,
@@ -246,7 +246,7 @@ class SimulatedCamera:
         A feature at f (um, stage axes) appears at ``A @ (f + p)``; the pixel therefore sees ``inv(A) @ px - p``.
         """
         pixel_um = cast("float", self.pixel_size_nm) / 1e3
-        middle_um = TRAVEL_UM / 2
+        middle_um = SIDE_UM / 2
         height, width = self._specimen.shape
         y = self._look_up[0] + np.float32((height - 1) / 2 - (pose_um.y - middle_um) / pixel_um)
         x = self._look_up[1] + np.float32((width - 1) / 2 - (pose_um.x - middle_um) / pixel_um)

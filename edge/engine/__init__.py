@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, cast
@@ -32,6 +33,16 @@ INSTALL: dict[Backend, str] = {
     "onnxruntime": "pip install 'superlens[export]'",
     "tensorrt": "it comes with JetPack; pip install 'superlens[jetson]' for what it runs on",
 }
+
+
+def installed(backend: Backend) -> bool:
+    """Whether what a back end runs on can be imported; each is named after it."""
+    return importlib.util.find_spec(backend) is not None
+
+
+def reference_backend() -> Backend:
+    """What runs the FP32 model that others are compared with: ONNX Runtime, or OpenVINO where that is missing."""
+    return "onnxruntime" if installed("onnxruntime") else "openvino"
 
 
 def find_bundle(model: str) -> Bundle:

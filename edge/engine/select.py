@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from edge.engine.choice import (
 from edge.engine.measure import measure, pictures_of, textures
 from edge.engine.tensorrt import TensorRtEngine
 from edge.errors import ConfigError, EdgeError, EngineError
+from edge.utc import utc_now
 from export.errors import CancelledBuildError, PlanError
 from export.manifest import Precision
 from export.plan import PlanKey, check_private, choice_name, move_plan, write_together
@@ -69,7 +69,7 @@ def fall_back(job: BuildJob, reason: str, *, load: Load = load_plan) -> tuple[En
         precision="fp32",
         fallback=True,
         note=f"OpenVINO runs in place of TensorRT: {reason}",
-        chosen_utc=_now_utc(),
+        chosen_utc=utc_now(),
     )
 
 
@@ -173,7 +173,7 @@ def choose(
                 candidates=tuple(candidates),
                 frames=len(frames),
                 note="; ".join(filter(None, [words(best), best.note, problems])),
-                chosen_utc=_now_utc(),
+                chosen_utc=utc_now(),
             )
             text = choice.model_dump_json(indent=2) + "\n"
             write_together(job.plans, {choice_name(job.bundle.name, job.shape_px): text.encode()})
@@ -287,10 +287,6 @@ def _attempts(job: BuildJob) -> dict[PlanKey, int]:
         log.info("%s", exc)
         before = None
     return {} if before is None else {candidate.key: candidate.attempts for candidate in before.candidates}
-
-
-def _now_utc() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,6 +21,7 @@ from werkzeug.exceptions import HTTPException
 
 from edge.errors import BusyError, ConfigError, EdgeError
 from edge.status import RunState, Status, StatusBoard
+from edge.utc import utc_now
 from edge.web.access import LOOPBACK_NAMES, refusal
 from edge.web.metrics import registry_of
 from edge.web.streams import BOUNDARY, pictures, status_events
@@ -269,8 +269,7 @@ def not_ready(board: StatusBoard) -> str | None:
 
 def _with_clock(board: StatusBoard) -> Status:
     """The status with the clock of this very moment: what a page compares its own clock with."""
-    now_utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return board.status().model_copy(update={"box_utc": now_utc, "box_monotonic_ns": board.clock_ns()})
+    return board.status().model_copy(update={"box_utc": utc_now(), "box_monotonic_ns": board.clock_ns()})
 
 
 def _json(value: Status | dict[str, Any]) -> Response:

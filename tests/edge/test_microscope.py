@@ -14,6 +14,7 @@ from edge.cameras.microscope import PlainObjective, fitted, microscope, optics_o
 from edge.config import Config, OpticsConfig
 from export.manifest import Manifest, load_bundle
 from firmware_bridge.pzt import PositionUm
+from firmware_bridge.simulator.controller import TRAVEL_UM
 from models.lens.data import Conditions
 from models.lens.recipe import LensRecipe
 from models.optics import Optics
@@ -30,6 +31,11 @@ def lens(lens_bundle: Path) -> Manifest:
 
 def config(**sections: Any) -> Config:
     return Config.model_validate({"camera": {"shape_px": (64, 96)}, **sections})
+
+
+def test_the_specimen_is_as_wide_as_the_simulated_stage_travels() -> None:
+    assert (simulated.SIDE_UM, simulated.SIDE_UM) == TRAVEL_UM.high[:2]
+    assert TRAVEL_UM.low[:2] == (0, 0)
 
 
 def test_a_neural_lens_looks_through_the_objective_it_was_trained_for(lens: Manifest) -> None:
