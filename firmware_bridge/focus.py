@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from .axis import FocusAxis, FocusGuard, Range
 from .errors import LinkError, LinkTimeoutError, OutOfRangeError, ProtocolError, RefusedError, StoppedError
+from .stops import Stops
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,7 @@ class FocusStage:
         self._begin = threading.Lock()  # from the look whether it moves to the beginning of the move
         # A new one with each move and each stop: a wait ends when it is not the one it began with.
         self._move = object()
-        self._last_stop = object()
-        self._series = threading.local()  # of this thread: `since`, the last stop before it began
+        self._stops = Stops("the focus was stopped before this move; the stage holds where it came to rest")
         self.identity = axis.identity
         self.simulated = "SIMULATED" in axis.identity
         self.limits_um = self._read_limits()
@@ -174,7 +174,7 @@ class FocusStage:
                 f"focus target {target_um:g} um lies outside the limits {self.limits_um.low:g} to "
                 f"{self.limits_um.high:g} um"
             )
-        since = getattr(self._series, "since", None) or self._last_stop
+        since = self._stops.since
         with self._begin:
             return self._start(target_um, since)
 
@@ -185,26 +185,20 @@ class FocusStage:
         if self._guard is not None:
             self._guard.check_focus(self.position_um(), target_um)
         self._move = move = object()
-        self._check_stopped(since)
+        self._stops.check(since)
         try:
             self._axis.start(target_um / UM_PER_MM)
         except LinkError:  # it may have begun all the same
             self._stop_after_failure()
             raise
-        if self._last_stop is not since:  # it came just before the start, which undid it
+        if self._stops.came(since):  # just before the start, which undid it
             self._axis.stop()
-            self._check_stopped(since)
+            self._stops.check(since)
         return move
 
-    @contextlib.contextmanager
-    def series(self) -> Iterator[None]:
+    def series(self) -> contextlib.AbstractContextManager[object]:
         """Moves of this thread inside it end with a StoppedError after any `stop` since it began, also between two."""
-        outer = getattr(self._series, "since", None)
-        self._series.since = outer or self._last_stop
-        try:
-            yield
-        finally:
-            self._series.since = outer
+        return self._stops.series()
 
     def stop(self) -> None:
         """Stop at once; a move under way ends with a StoppedError.
@@ -214,7 +208,7 @@ class FocusStage:
         LinkError
             The stop could not be sent: cut the power.
         """
-        self._move = self._last_stop = object()
+        self._move = self._stops.new()
         self._axis.stop()
         log.info("focus stopped")
 
@@ -227,7 +221,7 @@ class FocusStage:
             Return when it is there; otherwise when it has begun.
         """
         self.stop()
-        since = self._last_stop
+        since = self._stops.last
         deadline_s = self._clock() + BRAKING_S
         while not self._standing_still():
             if self._clock() > deadline_s:
@@ -279,10 +273,6 @@ class FocusStage:
     def _check(self, move: object) -> None:
         if self._move is not move:
             raise StoppedError("the focus move was stopped; the stage holds where it came to rest")
-
-    def _check_stopped(self, since: object) -> None:
-        if self._last_stop is not since:
-            raise StoppedError("the focus was stopped before this move; the stage holds where it came to rest")
 
     def _stop_after_failure(self) -> None:
         try:

@@ -24,6 +24,7 @@ from .errors import (
 from .guard import MotionGuard
 from .position import PositionUm
 from .settling import Settling
+from .stops import Stops
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ class Mover:
         A move will move: the servo was closed knowingly, and nothing has happened since.
     began_s : float
         When the last motion had been commanded, on the clock.
+    stops : Stops
+        A move is given the one before it (`Stops.since`), and ends with a StoppedError when another one comes.
     slew_um_s : float
         What the set point moves by, for waiting and not for safety.
     """
@@ -107,24 +110,8 @@ class Mover:
         self._rest, self._clock, self._sleep = rest, clock, sleep
         self._settling = Settling()
         self._lock = threading.Lock()
-        self._last_stop = object()  # a new one with each stop: a move ends when it is not the one it began with
+        self.stops = Stops("the move was stopped; the stage holds where it came to rest", code=gcs.STOPPED)
         self._unread_stop: object = None  # the stop whose error 10 nobody has read yet
-        self._series = threading.local()
-
-    @property
-    def last_stop(self) -> object:
-        """To be taken before a move is decided on, and given to it. In a series, the one before its beginning."""
-        return getattr(self._series, "since", None) or self._last_stop
-
-    @contextmanager
-    def series(self, since: object = None) -> Iterator[object]:
-        """See PztStage.series."""
-        outer = getattr(self._series, "since", None)
-        self._series.since = since or self.last_stop
-        try:
-            yield self._series.since
-        finally:
-            self._series.since = outer
 
     @contextmanager
     def alone(self, *, wait_s: float = 0.0) -> Iterator[None]:
@@ -188,7 +175,7 @@ class Mover:
 
     def halt(self, then: bytes = b"") -> object:
         """The bytes of a stop, and of commands behind it: waits for nobody, and asks nothing."""
-        stop = self._last_stop = self._unread_stop = object()
+        stop = self._unread_stop = self.stops.new()
         self.forget()
         self.controller.stop(then)
         log.info("stop sent%s", f", and {then!r}" if then else "")
@@ -208,7 +195,7 @@ class Mover:
     def _stop_own(self, last_stop: object) -> None:
         # Of the move that failed: no stop to a series, and not sent where another stop came, which may go on (`halt`).
         self.forget()
-        self.controller.stop(before_sending=lambda: self.check_stopped(last_stop))
+        self.controller.stop(before_sending=lambda: self.stops.check(last_stop))
         self._unread_stop = object()
         self._read_stop()
 
@@ -226,13 +213,11 @@ class Mover:
         slew_s = max(ways_um) / self.slew_um_s if ways_um else None
         self._read_stop()
         with self.stopping_on_errors(last_stop):
-            self.ask(
-                lambda: self.controller.set("MOV", command_um, before_sending=lambda: self.check_stopped(last_stop))
-            )
+            self.ask(lambda: self.controller.set("MOV", command_um, before_sending=lambda: self.stops.check(last_stop)))
             self.began_s = self._clock()
             measured_um = self._settle(target_um, last_stop, timeout_s, slew_s)
         self._rested_um, self._held_um = measured_um, target_um
-        if self._last_stop is not last_stop:  # looked at last: a stop forgets after it has become the last one
+        if self.stops.came(last_stop):  # looked at last: a stop forgets after it has become the last one
             self.forget()
         return measured_um
 
@@ -250,15 +235,15 @@ class Mover:
         self.forget()
         self._read_stop()
         with self.stopping_on_errors(last_stop):
-            self.ask(lambda: self.controller.command(start, before_sending=lambda: self.check_stopped(last_stop)))
+            self.ask(lambda: self.controller.command(start, before_sending=lambda: self.stops.check(last_stop)))
             self.began_s = self._clock()
             deadline_s = self._clock() + timeout_s
             while not self.ask(done):
-                self.check_stopped(last_stop)
+                self.stops.check(last_stop)
                 if self._clock() > deadline_s:
                     raise LinkTimeoutError(f"{what} is not over within {timeout_s:g} s: it is stopped now")
                 self._sleep(POLL_S)
-            self.check_stopped(last_stop)
+            self.stops.check(last_stop)
             if ends_um is not None:
                 self._settle(ends_um, last_stop, timeout_s, None)
 
@@ -292,7 +277,7 @@ class Mover:
         if slew_s is not None:
             self.pause(min(slew_s + self._settling.wait_s, timeout_s), last_stop)
         while True:
-            self.check_stopped(last_stop)
+            self.stops.check(last_stop)
             looked_s = self._clock()
             seen = self.ask(lambda: self.controller.look(self._rest.readings))
             if arrived_s is None and not seen.moving:
@@ -300,7 +285,7 @@ class Mover:
                 deadline_s = min(deadline_s, arrived_s + self._rest.timeout_s)
             rests = seen.on_target and not seen.moving
             if rests and self._agree(seen.positions_um, target_um):
-                self.check_stopped(last_stop)
+                self.stops.check(last_stop)
                 if slew_s is not None:  # else it is not known what was slew
                     self._settling.learn(too_early=too_early)
                 return seen.positions_um[-1]
@@ -340,12 +325,7 @@ class Mover:
         end_s = self._clock() + seconds
         while (left_s := end_s - self._clock()) > 0:
             self._sleep(min(left_s, LONGEST_PAUSE_S))
-            self.check_stopped(last_stop)
-
-    def check_stopped(self, last_stop: object) -> None:
-        """Raise StoppedError if there was a stop since."""
-        if self._last_stop is not last_stop:
-            raise StoppedError("the move was stopped; the stage holds where it came to rest", code=gcs.STOPPED)
+            self.stops.check(last_stop)
 
 
 def distance_um(a: PositionUm, b: PositionUm) -> float:

@@ -167,7 +167,7 @@ class PztStage:
         LinkError
             The link failed.
         """
-        last_stop = self._mover.last_stop  # before the turn is taken: whoever stops waits for this one to end
+        last_stop = self._mover.stops.since  # before the turn is taken: whoever stops waits for this one to end
         with self._mover.alone():
             return watch(
                 self.position_um,
@@ -215,18 +215,18 @@ class PztStage:
         LinkError
             The link failed.
         """
-        last_stop = self._mover.last_stop
+        last_stop = self._mover.stops.since
         self.guard.check_servo()
         with self._mover.alone(wait_s=PATIENCE_S):
             before_um = self.position_um()
             self._clear_error()
             self._mover.ask(
-                lambda: self.controller.close_loops(before_sending=lambda: self._mover.check_stopped(last_stop))
+                lambda: self.controller.close_loops(before_sending=lambda: self._mover.stops.check(last_stop))
             )
             if self._wanted_velocity_um_s is not None:  # a controller that was off has forgotten it
                 self.set_velocity(velocity_um_s=self._wanted_velocity_um_s)
             self._mover.forget()
-            self._mover.check_stopped(last_stop)
+            self._mover.stops.check(last_stop)
             self._mover.ready = True
             log.info("servo on; was at %s, is at %s", before_um, self.position_um())
 
@@ -268,7 +268,7 @@ class PztStage:
         target_um = PositionUm(*target_um)
         self.check_target(target_um)
         with self._mover.alone():
-            last_stop = self._mover.last_stop
+            last_stop = self._mover.stops.since
             if unless is not None and unless.is_set():  # looked at after last_stop was taken, so no stop slips between
                 raise StoppedError("the series of moves was stopped before this one; the stage holds", code=gcs.STOPPED)
             self._check_way(target_um)
@@ -330,7 +330,7 @@ class PztStage:
         since : object, optional
             What the ``with`` of an earlier part of the same series gave, to go on with it.
         """
-        return self._mover.series(since)
+        return self._mover.stops.series(since)
 
     def invalidate(self, why: str) -> None:
         """Somebody found out that position and contact are unknown: no move until `servo_on`, and the guard is told."""
@@ -352,7 +352,7 @@ class PztStage:
         """
         self.guard.check_servo()
         with self._mover.alone():
-            last_stop = self._mover.last_stop
+            last_stop = self._mover.stops.since
             here_um = self._mover.here_um()
             for end_um in self.limits_um:
                 self.guard.check_move(here_um, end_um)
@@ -454,7 +454,7 @@ class PztStage:
         for at_um in through:
             self.check_target(at_um)
         with self._mover.alone():
-            last_stop = self._mover.last_stop
+            last_stop = self._mover.stops.since
             for at_um in through:
                 self._check_way(at_um)
             self.guard.check_velocity(velocity_um_s)

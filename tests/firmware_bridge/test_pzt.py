@@ -382,7 +382,7 @@ def test_axes_with_other_names_are_refused(scripted):
 
 def test_a_stop_that_comes_before_the_bytes_of_a_move_keeps_them_back(scripted):
     stage, wire = closed_loop(scripted, [(b"\x18", None), (b"ERR?\n", b"10\n")])
-    began_with = stage._mover.last_stop
+    began_with = stage._mover.stops.since
     stage.stop()
     with pytest.raises(StoppedError):
         stage._mover.move(TARGET, began_with, 1.0)
