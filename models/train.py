@@ -50,6 +50,9 @@ Batch = dict[str, Tensor]
 # update(optimizer's name, loss): one step of that optimiser; gives the loss as a number.
 Update = Callable[[str, Tensor], float]
 
+# Added to a recipe's seed: what is drawn to validate on must never come from the seeds of what is trained on.
+VALIDATION_SEED = 1_000_000
+
 # Drawn ahead of the step that needs them, in one other thread.
 _AHEAD = 4
 

@@ -161,7 +161,7 @@ def _scene(job: tuple[Conditions, int, int, int]) -> tuple[NDArray[np.float16], 
     return truth.astype(np.float16), conditions.seen(truth, aperture).astype(np.float16)
 
 
-def crop(bank: Scenes, conditions: Conditions, *, crop_px: int, rng: np.random.Generator) -> tuple[Image, Image]:
+def crop(bank: Scenes, conditions: Conditions, rng: np.random.Generator, *, crop_px: int) -> tuple[Image, Image]:
     """A random (image, truth) of (crop_px, crop_px) and (scale crop_px, scale crop_px).
 
     Placed, turned and mirrored at random, and lit, veiled and exposed anew.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,12 +17,9 @@ from models.errors import RecipeError
 from models.folder import PairsFolder
 from models.losses import enhancement_loss
 from models.network import Network, infer_with
-from models.train import Batch, Update, autocast
+from models.train import VALIDATION_SEED, Batch, Update, autocast
 
 Image = NDArray[np.float32]
-
-# Crops of drawn specimens and of pairs must never come from the seeds that validation uses.
-_VALIDATION_SEED = 1_000_000
 
 
 class EnhanceTrainee:
@@ -37,22 +37,28 @@ class EnhanceTrainee:
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "enhancer": torch.optim.Adam(net.parameters(), lr=recipe.train.learning_rate)
         }
-        self._source: _Drawn | PairsFolder
+        self._crop: Callable[[np.random.Generator], tuple[Image, Image]]
 
     def prepare(self, *, workers: int | None) -> None:
         """Draw the specimens, or read the pairs."""
         recipe, section = self.recipe, self.recipe.data
         if isinstance(section, data.Conditions):
-            self._source = _Drawn(recipe, section, workers)
+            v, s = recipe.validation, recipe.scenes
+            bank = data.scenes(section, count=s.count, side_px=s.side_px, seed=recipe.seed, workers=workers)
+            self._crop = partial(data.crop, bank, section, crop_px=recipe.train.crop_px)
+            seed = recipe.seed + VALIDATION_SEED
+            drawn = data.pairs(section, images_per_family=v.images_per_family, side_px=v.side_px, seed=seed)
+            validation = [(pair.image, pair.truth) for pair in drawn]
         else:
-            self._source = PairsFolder(section, crop_px=recipe.train.crop_px)
+            folder = PairsFolder(section, crop_px=recipe.train.crop_px)
+            self._crop, validation = folder.crop, folder.validation
         # After the oracle's correction an empty picture is perfect, and would swamp the mean.
-        self._validation = [pair for pair in self._source.validation if np.ptp(pair[1]) > 0]
-        self._empty = [image for image, truth in self._source.validation if np.ptp(truth) == 0]
+        self._validation = [pair for pair in validation if np.ptp(pair[1]) > 0]
+        self._empty = [image for image, truth in validation if np.ptp(truth) == 0]
 
     def draw(self, step: int, crops: range) -> dict[str, Image]:
         """(n, 1, crop, crop) images and (n, 1, scale crop, scale crop) truths."""
-        drawn = [self._source.crop(np.random.default_rng([self.recipe.seed, 2, step, number])) for number in crops]
+        drawn = [self._crop(np.random.default_rng([self.recipe.seed, 2, step, number])) for number in crops]
         return {"image": np.stack([i for i, _ in drawn])[:, None], "truth": np.stack([t for _, t in drawn])[:, None]}
 
     def train_step(self, batch: Batch, step: int, update: Update) -> dict[str, float]:
@@ -98,18 +104,3 @@ class EnhanceTrainee:
             rows.append(np.concatenate([enlarged, infer(image)[shown], truth], axis=1))
         width = min(row.shape[1] for row in rows)
         return np.concatenate([row[:, :width] for row in rows])
-
-
-class _Drawn:
-    """A bank of drawn specimens, exposed anew for every crop."""
-
-    def __init__(self, recipe: EnhanceRecipe, conditions: data.Conditions, workers: int | None) -> None:
-        self._conditions, self._crop_px = conditions, recipe.train.crop_px
-        v, s = recipe.validation, recipe.scenes
-        seed = recipe.seed + _VALIDATION_SEED
-        pairs = data.pairs(self._conditions, images_per_family=v.images_per_family, side_px=v.side_px, seed=seed)
-        self.validation = [(pair.image, pair.truth) for pair in pairs]
-        self._bank = data.scenes(self._conditions, count=s.count, side_px=s.side_px, seed=recipe.seed, workers=workers)
-
-    def crop(self, rng: np.random.Generator) -> tuple[Image, Image]:
-        return data.crop(self._bank, self._conditions, crop_px=self._crop_px, rng=rng)

@@ -21,12 +21,10 @@ from models.lens.networks import NeuralLens
 from models.lens.recipe import LensRecipe
 from models.losses import gan_loss
 from models.network import Network, infer_with
-from models.train import Batch, Update, autocast
+from models.train import VALIDATION_SEED, Batch, Update, autocast
 
 Image = NDArray[np.float32]
 
-# The validation scenes must never come from the seeds of the bank.
-_VALIDATION_SEED = 1_000_000
 _BETAS = (0.5, 0.999)
 
 
@@ -69,7 +67,7 @@ class LensTrainee:
             bank = data.bank(r.data, count=r.scenes.count, side_px=r.scenes.side_px, seed=r.seed, workers=workers)
             self._crop = partial(data.crop, bank, r.data, crop_px=crop_px)
             self._validation = data.scenes(
-                r.data, count=r.validation.scenes, side_px=crop_px, seed=r.seed + _VALIDATION_SEED
+                r.data, count=r.validation.scenes, side_px=crop_px, seed=r.seed + VALIDATION_SEED
             )
             return
         scenes, self._validation = (folder_scenes(r.data, split) for split in ("train", "validation"))

@@ -180,7 +180,7 @@ def _specimen(family: str, conditions: Conditions, side_px: int, height_um: floa
 
 
 def crop(
-    bank: Scenes, conditions: Conditions, *, crop_px: int, paired: bool, rng: np.random.Generator
+    bank: Scenes, conditions: Conditions, rng: np.random.Generator, *, crop_px: int, paired: bool
 ) -> tuple[Image, Image]:
     """A random optical crop, exposed anew, and a random electron crop.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Protocol
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,12 +19,15 @@ from models.network import Network, infer_with
 from models.sem import data
 from models.sem.networks import ImagePool, build
 from models.sem.recipe import SemRecipe
-from models.train import Batch, Update, autocast
+from models.train import VALIDATION_SEED, Batch, Update, autocast
 
 Image = NDArray[np.float32]
 
-# Crops of drawn specimens and of pairs must never come from the seeds that validation uses.
-_VALIDATION_SEED = 1_000_000
+
+class _Crop(Protocol):
+    """A random optical and a random electron crop: of one place if `paired`."""
+
+    def __call__(self, rng: np.random.Generator, *, paired: bool) -> tuple[Image, Image]: ...
 
 
 class SemTrainee:
@@ -51,15 +57,21 @@ class SemTrainee:
             "generator": torch.optim.Adam(generators, lr=t.learning_rate, betas=(0.5, 0.999)),
             "discriminator": torch.optim.Adam(judges, lr=t.learning_rate, betas=(0.5, 0.999)),
         }
-        self._source: _Drawn | PairsFolder
+        self._crop: _Crop
 
     def prepare(self, *, workers: int | None) -> None:
         """Draw the specimens, or read the pairs."""
         recipe, section = self.recipe, self.recipe.data
         if isinstance(section, data.Conditions):
-            self._source = _Drawn(recipe, section, workers)
+            v, s = recipe.validation, recipe.scenes
+            bank = data.scenes(section, count=s.count, side_px=s.side_px, seed=recipe.seed, workers=workers)
+            self._crop = partial(data.crop, bank, section, crop_px=recipe.train.crop_px)
+            seed = recipe.seed + VALIDATION_SEED
+            drawn = data.pairs(section, images_per_family=v.images_per_family, side_px=v.side_px, seed=seed)
+            self._validation = [(pair.image, pair.truth) for pair in drawn]
         else:
-            self._source = PairsFolder(section, crop_px=recipe.train.crop_px)
+            folder = PairsFolder(section, crop_px=recipe.train.crop_px)
+            self._crop, self._validation = folder.crop, folder.validation
 
     def paired(self, step: int) -> bool:
         """Whether a step learns from registered pairs, as the first share of them does."""
@@ -68,7 +80,7 @@ class SemTrainee:
     def draw(self, step: int, crops: range) -> dict[str, Image]:
         """(n, 1, crop, crop) optical and electron pictures; of different specimens once pairs are taken apart."""
         drawn = [
-            self._source.crop(np.random.default_rng([self.recipe.seed, 2, step, number]), paired=self.paired(step))
+            self._crop(np.random.default_rng([self.recipe.seed, 2, step, number]), paired=self.paired(step))
             for number in crops
         ]
         return {"optical": np.stack([o for o, _ in drawn])[:, None], "sem": np.stack([s for _, s in drawn])[:, None]}
@@ -141,8 +153,8 @@ class SemTrainee:
         The first decides: PSNR alone prefers a blur, EPI alone forgives a wrong level.
         """
         infer = infer_with(net)
-        made = [infer(optical)["sem"] for optical, _ in self._source.validation]
-        truths = [truth for _, truth in self._source.validation]
+        made = [infer(optical)["sem"] for optical, _ in self._validation]
+        truths = [truth for _, truth in self._validation]
         scores = [
             (*(judge(a, b, border_px=8) for judge in (metrics.ssim, metrics.psnr_db, metrics.epi)), contextual(a, b))
             for a, b in zip(made, truths, strict=True)
@@ -152,7 +164,7 @@ class SemTrainee:
     def pictures(self, net: Network) -> Image:
         """Rows of optical picture, output and truth."""
         infer = infer_with(net)
-        shown = self._source.validation[:6]
+        shown = self._validation[:6]
         side = min(min(optical.shape) for optical, _ in shown)
         rows = [
             np.concatenate([part[:side, :side] for part in (optical, infer(optical)["sem"], truth)], axis=1)
@@ -166,18 +178,3 @@ def contextual(image: Image, truth: Image) -> float:
     features = [patch_features(torch.from_numpy(np.ascontiguousarray(part))[None, None]) for part in (image, truth)]
     with torch.inference_mode():
         return float(contextual_loss(*features, positions=2048, generator=torch.Generator().manual_seed(0)))
-
-
-class _Drawn:
-    """A bank of drawn specimens, exposed anew for every crop."""
-
-    def __init__(self, recipe: SemRecipe, conditions: data.Conditions, workers: int | None) -> None:
-        self._conditions, self._crop_px = conditions, recipe.train.crop_px
-        v, s = recipe.validation, recipe.scenes
-        seed = recipe.seed + _VALIDATION_SEED
-        pairs = data.pairs(self._conditions, images_per_family=v.images_per_family, side_px=v.side_px, seed=seed)
-        self.validation = [(pair.image, pair.truth) for pair in pairs]
-        self._bank = data.scenes(self._conditions, count=s.count, side_px=s.side_px, seed=recipe.seed, workers=workers)
-
-    def crop(self, rng: np.random.Generator, *, paired: bool) -> tuple[Image, Image]:
-        return data.crop(self._bank, self._conditions, crop_px=self._crop_px, paired=paired, rng=rng)
