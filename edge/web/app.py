@@ -99,7 +99,7 @@ def create_app(
     stop
         STOP. Called in the request's own thread, ahead of everything queued.
     show
-        Puts one of the model's outputs on view, for everybody who watches.
+        Puts one of the model's outputs on view, for everybody who watches; raises BusyError or ConfigError.
     snapshot
         Saves the next frame and returns the files.
     reset
@@ -179,12 +179,6 @@ def create_app(
     @app.post("/api/show")
     def show_output() -> Response:
         wanted = asked(ShowRequest, 'Send {"output": "NAME"}.')
-        engine = board.status().engine
-        if engine is None:
-            return problem(409, "No model is loaded yet, so there is no output to choose. Start the instrument first.")
-        if wanted.output not in engine.outputs:
-            names = ", ".join(engine.outputs)
-            return problem(422, f"{engine.model} has no output {wanted.output!r}. Choose one of: {names}.")
         show(wanted.output)
         return _json({"shown": wanted.output})
 

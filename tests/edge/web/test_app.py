@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from edge.errors import BusyError, CameraError, ConfigError
+from edge.errors import BusyError, CameraError, ConfigError, EdgeError
 from edge.status import RunState, StatusBoard
 
 ROUTES = ("/", "/api/status", "/healthz", "/metrics", "/static/app.js", "/no-such-page")
@@ -162,15 +162,20 @@ def test_another_output_is_put_on_view_and_the_status_says_so(lens: FlaskClient,
     assert (engine["outputs"], engine["shown"]) == (["map", "magnified"], "magnified")
 
 
-def test_an_output_the_model_does_not_have_is_refused_with_those_it_has(lens: FlaskClient, box: Any) -> None:
-    assert "Choose one of: map, magnified" in problem(lens.post("/api/show", json={"output": "shadows"}), 422)
-    assert box.calls == []
-
-
-def test_before_a_model_is_loaded_there_is_nothing_to_choose(lens: FlaskClient, box: Any) -> None:
-    box.publish(engine=None)
-    assert "No model is loaded" in problem(lens.post("/api/show", json={"output": "map"}), 409)
-    assert box.calls == []
+@pytest.mark.parametrize(
+    ("refusal", "status"),
+    [
+        (ConfigError("gain has no output 'shadows'. Choose one of: map, magnified."), 400),
+        (BusyError("The instrument is not open, so there is nothing to choose from."), 409),
+    ],
+    ids=["no such output", "not open"],
+)
+def test_what_the_daemon_refuses_to_show_is_said_in_its_words(
+    lens: FlaskClient, box: Any, refusal: EdgeError, status: int
+) -> None:
+    box.refuses = refusal
+    assert problem(lens.post("/api/show", json={"output": "shadows"}), status) == str(refusal)
+    assert box.board.status().engine.shown == "map"
 
 
 @pytest.mark.parametrize("body", ["", "{", "{}", '{"output": 3}', '{"output": "map", "for": "me"}'])
