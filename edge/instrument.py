@@ -179,7 +179,7 @@ def open_instrument(
         hear: Callable[[int, int, PositionUm], None] | None = getattr(camera, "hear", None)
         if simulator is not None and hear is not None:
             closing.callback(simulator.on_pulse(hear))
-        simulated = ("camera",) if getattr(camera, "simulated", False) else ()
+        simulated = ("camera",) if camera.simulated else ()
         if making is not None:
             closing.callback(making.close)
         pool = engine.allocate(SLOTS)

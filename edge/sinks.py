@@ -81,17 +81,14 @@ class PreviewSink:
         raw, enhanced = self._picture(frame.pixels), np.atleast_3d(tile.outputs[output])
         scale = enhanced.shape[0] // raw.shape[0]
         canvas = self._canvases.get(enhanced.shape) or self._new_canvas(enhanced.shape, scale)
-        height, double_width, channels = canvas.pixels.shape
-        width = double_width // 2
+        width, channels = canvas.pixels.shape[1] // 2, canvas.pixels.shape[2]
         self._to_eight_bits(_thinned(raw, scale, canvas.step), canvas.pixels[:, :width], True)
         self._to_eight_bits(enhanced[:: canvas.step, :: canvas.step], canvas.pixels[:, width:], canvas.inside)
         colours = "GRAY" if channels == 1 else "RGB"
         jpeg = simplejpeg.encode_jpeg(canvas.pixels, quality=self._quality, colorspace=colours, fastdct=True)
         self._counter += 1
         self._meter.previewed((self._clock_ns() - frame.t_exposure_end_ns) / 1e9)
-        self._board.publish_preview(
-            Preview(jpeg, self._counter, frame.index, frame.t_exposure_end_ns, width, height, output)
-        )
+        self._board.publish_preview(Preview(jpeg, self._counter, frame.index, frame.t_exposure_end_ns, output))
 
     def _new_canvas(self, shape: tuple[int, ...], scale: int) -> _Canvas:
         step = -(-max(shape) // MAX_PREVIEW_SIDE_PX)
@@ -190,7 +187,16 @@ def field_disc(
 
     Parameters
     ----------
-    shape_px : (height, width). centre_px : (y, x); None is the middle of the frame.
+    shape_px
+        (height, width) of the frame.
+    diameter_px
+        Of the disc, in pixels of the frame; what of it lies outside the frame is cut off.
+    centre_px
+        (y, x), counted from the middle of the first pixel; None is the middle of the frame.
+
+    Returns
+    -------
+    A map of ``shape_px``.
     """
     height, width = shape_px
     y0, x0 = centre_px if centre_px is not None else ((height - 1) / 2, (width - 1) / 2)

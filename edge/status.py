@@ -116,7 +116,7 @@ class AxisStatus(_Frozen):
 
 
 class StageStatus(_Frozen):
-    """The stage as last read. ``position_utc`` says when; ``error`` is the controller's last error in words."""
+    """The stage as last read; ``error`` says in words why it is not read any more."""
 
     identity: str
     axes: tuple[AxisStatus, ...]
@@ -195,16 +195,13 @@ class Status(_Frozen):
 class Preview:
     """One JPEG that holds raw (left half) and enhanced (right half) of the same instant.
 
-    ``width_px`` and ``height_px`` are those of one half; ``output`` is the model's output in the right one. ``counter``
-    grows by one with each preview, from job to job.
+    ``output`` is the model's output in the right half. ``counter`` grows by one with each preview, from job to job.
     """
 
     jpeg: bytes
     counter: int
     frame_index: int
     t_exposure_end_ns: int
-    width_px: int
-    height_px: int
     output: str
 
 

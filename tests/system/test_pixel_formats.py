@@ -83,8 +83,8 @@ def test_every_format_is_seen_saved_and_scanned_as_the_counts_that_the_network_i
 
     preview = daemon.board.preview()
     assert preview is not None
-    assert (preview.height_px, preview.width_px) == SIDES_PX
     shown = simplejpeg.decode_jpeg(preview.jpeg, colorspace="GRAY")[..., 0].astype(float)
+    assert shown.shape == (SIDES_PX[0], 2 * SIDES_PX[1])
     inside = np.s_[30:-30, 50:-50]
     left, right = shown[:, : SIDES_PX[1]][inside], shown[:, SIDES_PX[1] :][inside]
     assert np.abs(left - right).mean() < 2

@@ -142,8 +142,6 @@ class FakeBox:
             counter=self._counter,
             frame_index=10 * self._counter,
             t_exposure_end_ns=self.board.clock_ns() - round(age_s * 1e9),
-            width_px=raw.shape[1],
-            height_px=raw.shape[0],
             output=self.board.status().engine.shown,
         )
         self.board.publish_preview(preview)
