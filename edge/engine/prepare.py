@@ -21,7 +21,7 @@ class Counts:
 
     Attributes
     ----------
-    shape_px : (height, width) of the picture; a slot's own is `slot_shape_px`.
+    shape_px : (height, width) of the picture; a slot's own is `slot_shape`.
     pixel_format, bit_depth : full scale is 2**bit_depth - 1 counts.
     dark : (height, width) counts, or None. flat : (height, width) relative gain, positive, or None.
     tiles : the frames are parts of larger ones, and what dark and flat hold is written over from one to the next.

@@ -46,8 +46,14 @@ def _families(status: Status) -> Iterator[Metric]:
     info.add_metric([status.version, *names, ",".join(status.simulated)], 1)
     yield info
     yield CounterMetricFamily("superlens_frames", "Frames enhanced since the job began.", value=flow.frames)
-    yield CounterMetricFamily("superlens_dropped", "Frames overwritten unread since the job began.", value=flow.dropped)
-    yield CounterMetricFamily("superlens_gaps", "Gaps in the frame numbers since the job began.", value=flow.gaps)
+    yield CounterMetricFamily(
+        "superlens_dropped", "Frames that were not enhanced since the job began, gaps included.", value=flow.dropped
+    )
+    yield CounterMetricFamily(
+        "superlens_gaps",
+        "Frames missing in the numbers since the job began: the part of the dropped ones that never came.",
+        value=flow.gaps,
+    )
     for name, text, percentiles in (
         ("superlens_latency_seconds", "End of exposure to JPEG ready.", flow.latency_s),
         ("superlens_engine_seconds", "One call of the engine.", engine.engine_s if engine is not None else None),
