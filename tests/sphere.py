@@ -14,6 +14,7 @@ from firmware_bridge.safety import Interlock, Rules
 from firmware_bridge.simulator.cantilever import SimulatedCantilever
 
 TRAVEL = Box(PositionUm(0, 0, 0), PositionUm(100, 100, 10))
+ME = "a tester"
 START = PositionUm(50, 50, 6)
 V_PER_NM = 0.004
 LIMITS = Thresholds(set_point_v=1.2, overload_v=2.0, broken_v=0.2)  # the set point is 50 nm of force
@@ -42,8 +43,8 @@ class Bench:
         )
         self.monitor = SteppedMonitor(self)
         self.pass_time(0.05)
-        self.interlock.sphere_lifted(by="a tester")
-        self.interlock.arm(by="a tester")
+        self.interlock.sphere_lifted(by=ME)
+        self.interlock.arm(by=ME)
 
     def pass_time(self, seconds: float) -> None:
         end_s = self.now_s + seconds

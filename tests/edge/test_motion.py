@@ -25,6 +25,7 @@ from firmware_bridge.retraction import FocusRetraction, PztRetraction
 from firmware_bridge.safety import State
 from firmware_bridge.simulator import cantilever
 from models.optics import Optics
+from tests.waiting import until
 
 CONTACT = {"driver": "simulated", "set_point_v": 1.2, "overload_v": 2.0, "broken_v": 0.2}
 Make = Callable[..., Daemon]
@@ -95,18 +96,9 @@ def scan_until(daemon: Daemon, folder: Path, *, tiles: int) -> None:
         assert daemon.running
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    tick = threading.Event()
-    for _ in range(2000):
-        if condition():
-            return
-        tick.wait(0.005)
-    pytest.fail("still not so after 10 s")
-
-
 def beat_until_ended(daemon: Daemon) -> None:
     """As the main thread does, until the job has ended, and once more."""
-    wait_for(lambda: daemon.beat() or not daemon.running)
+    until(lambda: daemon.beat() or not daemon.running)
     daemon.beat()
 
 
@@ -118,9 +110,9 @@ def test_an_overload_in_a_scan_ends_it_retracts_and_is_latched_until_a_person_re
     scan_until(daemon, tmp_path / "scan", tiles=2)
     stage = daemon.instrument.stage
     sensors[0].knock_nm = 2400.0  # 0.4 um into the sphere: 2.6 V
-    wait_for(lambda: daemon.instrument.motion.latched)
+    until(lambda: daemon.instrument.motion.latched)
     beat_until_ended(daemon)
-    wait_for(lambda: len(retractions) == 2 and abs(stage.position_um().z) < 0.05)
+    until(lambda: len(retractions) == 2 and abs(stage.position_um().z) < 0.05)
     assert retractions == order
     index = json.loads((tmp_path / "scan" / "scan.json").read_text())
     assert index["complete"] is False
@@ -138,12 +130,12 @@ def test_an_overload_in_a_scan_ends_it_retracts_and_is_latched_until_a_person_re
             start()
     daemon.stop()  # STOP is heard in every state
     sensors[0].silent = True
-    wait_for(lambda: daemon.instrument.motion.status().contact_age_s > 0.3)
+    until(lambda: daemon.instrument.motion.status().contact_age_s > 0.3)
     with pytest.raises(BusyError, match="still overloaded"):
         daemon.reset(by="a tester")
 
     sensors[0].silent, sensors[0].knock_nm = False, 0.0
-    wait_for(lambda: daemon.instrument.motion.status().contact_age_s < 0.1)
+    until(lambda: daemon.instrument.motion.status().contact_age_s < 0.1)
     daemon.reset(by="a tester")
     status = daemon.board.status()
     assert (status.state, status.interlock.state, status.problems) == (RunState.IDLE, "disarmed", ())
@@ -159,7 +151,7 @@ def test_a_contact_sensor_that_falls_silent_ends_a_live_view(make: Make, sensors
     daemon = make()
     daemon.start_live()
     sensors[0].silent = True
-    wait_for(lambda: daemon.instrument.motion.latched)
+    until(lambda: daemon.instrument.motion.latched)
     beat_until_ended(daemon)
     (problem,) = daemon.board.status().problems
     assert "stale" in problem.what_to_do
@@ -255,13 +247,13 @@ def test_only_a_simulated_stage_or_a_persons_word_arms(
 
 def test_the_contact_is_told_with_its_unit_and_age_and_an_old_sample_as_old(sensors: list[Any]) -> None:
     with open_motion(Config.model_validate({"contact": CONTACT})) as moving:
-        wait_for(lambda: moving.status().contact_v is not None)
+        until(lambda: moving.status().contact_v is not None)
         status = moving.status()
         assert status.contact_v == pytest.approx(1.0, abs=0.05)
         assert status.set_point_v == 1.2
         assert status.contact_age_s < 5
         sensors[0].silent = True
-        wait_for(lambda: moving.status().contact_age_s > 0.3)
+        until(lambda: moving.status().contact_age_s > 0.3)
         assert moving.status().contact_v == pytest.approx(1.0, abs=0.05)
 
 
@@ -343,7 +335,7 @@ def test_a_controller_that_is_lost_in_a_scan_ends_it_and_the_next_start_opens_it
     stage, interlock = daemon.instrument.stage, daemon.instrument.motion.interlock
     stage.simulator.faults.inject(fault)
     beat_until_ended(daemon)
-    wait_for(lambda: daemon.beat() or interlock.state in (State.DISARMED, State.FAULT))
+    until(lambda: daemon.beat() or interlock.state in (State.DISARMED, State.FAULT))
     daemon.beat()
     assert len(json.loads((tmp_path / "scan" / "scan.json").read_text())["tiles"]) >= 2
     status = daemon.board.status()
@@ -374,7 +366,7 @@ def test_a_contact_that_is_overloaded_at_the_start_is_a_fault_on_the_page_and_re
     assert not daemon.instrument.stage.ready
     assert "Lift the sphere: the servo is open" in status.problems[0].what_to_do
     monkeypatch.setattr(sensors[0], "read_v", lambda: 1.0)
-    wait_for(lambda: daemon.instrument.motion.status().contact_v == 1.0)
+    until(lambda: daemon.instrument.motion.status().contact_v == 1.0)
     daemon.reset(by="a tester")
     daemon.start_live(frames=1)
     daemon.wait(until_job_ends=True)

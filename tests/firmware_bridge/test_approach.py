@@ -22,7 +22,7 @@ from firmware_bridge.retraction import FocusRetraction, PztRetraction
 from firmware_bridge.safety import Interlock, Rules, State
 from firmware_bridge.simulator import Simulator, serve_pty
 from firmware_bridge.simulator.cantilever import SimulatedCantilever
-from tests.sphere import LIMITS, PERIOD_S, TRAVEL, V_PER_NM, Bench, error_nm
+from tests.sphere import LIMITS, ME, PERIOD_S, TRAVEL, V_PER_NM, Bench, error_nm
 
 # -- approach ---------------------------------------------------------------------------------------------------------
 
@@ -258,7 +258,7 @@ def test_an_overload_retracts_the_simulated_stage_within_two_sampling_periods_an
         retraction, lift, focus = PztRetraction(), FocusRetraction(), SlowFocus()
         interlock = Interlock(Rules(mount, TRAVEL), stage=retraction, focus=lift)
         lift.bind(focus)
-        interlock.sphere_lifted(by="a tester")
+        interlock.sphere_lifted(by=ME)
         with (
             serve_pty(simulator, baud=baud) as server,
             open_stage(server.address, guard=interlock, enable_servo=True) as stage,
@@ -266,8 +266,8 @@ def test_an_overload_retracts_the_simulated_stage_within_two_sampling_periods_an
         ):
             retraction.bind(stage)
             monitor.wait()
-            interlock.sphere_lifted(by="a tester")
-            interlock.arm(by="a tester")
+            interlock.sphere_lifted(by=ME)
+            interlock.arm(by=ME)
             contact = approach(stage, monitor, interlock)
             assert abs(sensor.indentation_nm() - 50) <= 20
             asks = threading.Thread(target=long_answers, args=(stage, interlock), daemon=True)

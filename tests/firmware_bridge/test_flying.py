@@ -15,6 +15,7 @@ from firmware_bridge.outputs import TriggerOutput
 from firmware_bridge.pzt import PositionUm, open_stage
 from firmware_bridge.recording import Recorder, reconcile
 from firmware_bridge.simulator import Simulator
+from tests.waiting import until
 
 LINE = FlyLine(PositionUm(40, 50, 5), axis=0, step_um=2.0, count=6, velocity_um_s=200.0, exposure_s=0.001)
 KEEPS = {"blur_um": 0.25, "noise_pp_um": 0.003, "frame_time_s": 0.005}
@@ -32,12 +33,6 @@ def flight(request):
         yield stage, by_wave, pulses
 
 
-def wait_for(pulses, count):
-    deadline_s = time.monotonic() + 2.0
-    while len(pulses) < count and time.monotonic() < deadline_s:
-        time.sleep(0.001)
-
-
 @pytest.mark.parametrize("direction", [1, -1], ids=["forwards", "backwards"])
 def test_a_line_has_a_pulse_for_each_tile_where_it_should_be_and_no_other(flight, direction):
     stage, by_wave, pulses = flight
@@ -45,7 +40,7 @@ def test_a_line_has_a_pulse_for_each_tile_where_it_should_be_and_no_other(flight
     if direction < 0:
         _, line = raster(LINE, lines=2, pitch_um=0, meander=True, offset_um=(0, 0))
     flown = fly(stage, line, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
-    wait_for(pulses, line.count)
+    until(lambda: len(pulses) >= line.count)
     assert len(pulses) == line.count
     # a wave puts its pulses on points, and the stage lags behind it by 2 v / w
     near_um = 0.5 if by_wave else 0.02
@@ -63,7 +58,7 @@ def test_a_line_has_a_pulse_for_each_tile_where_it_should_be_and_no_other(flight
 def test_after_a_line_no_pulse_falls(flight):
     stage, by_wave, pulses = flight
     fly(stage, LINE, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
-    wait_for(pulses, LINE.count)
+    until(lambda: len(pulses) >= LINE.count)
     stage.move_to(PositionUm(20, 50, 5))
     stage.move_to(PositionUm(70, 50, 5))
     assert len(pulses) == LINE.count
@@ -72,7 +67,7 @@ def test_after_a_line_no_pulse_falls(flight):
 def test_a_frame_that_was_lost_is_named(flight):
     stage, by_wave, pulses = flight
     flown = fly(stage, LINE, TriggerOutput(stage), **KEEPS, by_wave=by_wave)
-    wait_for(pulses, LINE.count)
+    until(lambda: len(pulses) >= LINE.count)
     frames_s = [t_ns / 1e9 for t_ns, _ in pulses]
     del frames_s[2]
     account = reconcile(flown.due_s, frames_s, triggers=len(pulses))

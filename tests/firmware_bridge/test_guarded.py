@@ -19,9 +19,9 @@ from firmware_bridge.safety import Rules, State
 from firmware_bridge.simulator import Simulator
 from firmware_bridge.simulator.cantilever import SimulatedCantilever
 from firmware_bridge.simulator.esp301 import Esp301Server, SimulatedEsp301
-from tests.sphere import LIMITS, TRAVEL
+from tests.sphere import LIMITS, ME, TRAVEL
+from tests.waiting import until
 
-ME = "a tester"
 PARTS = {"contact", "watch", "focus lift", "retraction"}
 
 
@@ -157,15 +157,6 @@ def test_after_a_crash_in_contact_it_is_not_armed(parts):
             instrument.interlock.arm(by=ME)
         instrument.stage.park()  # which is always allowed
         instrument.interlock.arm(by=ME)
-
-
-def until(condition) -> None:
-    tick = threading.Event()
-    for _ in range(500):
-        if condition():
-            return
-        tick.wait(0.01)
-    pytest.fail("not within 5 s")
 
 
 def test_with_a_cantilever_the_servo_is_closed_by_a_persons_word_only(parts):

@@ -8,8 +8,7 @@ import pytest
 
 from firmware_bridge.errors import OutOfRangeError
 from firmware_bridge.pzt import Box, PositionUm
-
-TRAVEL = Box(PositionUm(0, 0, 0), PositionUm(100, 100, 10))
+from tests.sphere import TRAVEL
 
 
 def test_the_bounds_belong_to_a_box_and_nan_does_not():

@@ -23,6 +23,7 @@ from firmware_bridge.guard import Unguarded
 from firmware_bridge.moves import Rest
 from firmware_bridge.pzt import Box, PositionUm, PztStage, open_stage
 from firmware_bridge.simulator import Simulator, serve_tcp
+from tests.waiting import until
 
 SETTLED_WITHIN_UM = 0.005
 
@@ -38,13 +39,6 @@ def stage(request):
         with serve_tcp(simulator) as server, open_stage(server.address) as stage:
             stage.behind = simulator
             yield stage
-
-
-def wait_until(happened):
-    deadline = time.monotonic() + 10
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def truth(stage):
@@ -91,10 +85,7 @@ def test_a_stop_from_another_thread_ends_the_move_and_nothing_is_out_of_step(sta
 
     thread = threading.Thread(target=scan)
     thread.start()
-    deadline = time.monotonic() + 10
-    while truth(stage).x < 50.01:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: truth(stage).x > 50.01)
     stage.stop()
     thread.join(10)
     assert [type(end) for end in ends] == [StoppedError]
@@ -137,10 +128,7 @@ def test_only_one_move_at_a_time(stage):
 
     other = threading.Thread(target=move)
     other.start()
-    deadline = time.monotonic() + 10
-    while truth(stage).x < 50.01:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: truth(stage).x > 50.01)
     with pytest.raises(RefusedError, match="another move"):
         stage.move_to(PositionUm(1, 1, 1))
     stage.stop()
@@ -430,11 +418,11 @@ def test_a_retreat_passes_a_move_under_way_and_arrives(stage):
 
     thread = threading.Thread(target=scan)
     thread.start()
-    wait_until(lambda: truth(stage).x > 50.01)
+    until(lambda: truth(stage).x > 50.01)
     stage.retreat(4.9)
     thread.join(10)
     assert [type(end) for end in ends] == [StoppedError]
-    wait_until(lambda: truth(stage).z == pytest.approx(4.9, abs=SETTLED_WITHIN_UM))
+    until(lambda: truth(stage).z == pytest.approx(4.9, abs=SETTLED_WITHIN_UM))
     assert truth(stage).x < 99
 
 
@@ -560,7 +548,7 @@ def test_a_ctrl_c_in_a_move_stops_it_and_the_stage_can_be_asked(stage, monkeypat
     monkeypatch.setattr(stage._mover, "_sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         stage.move_to(PositionUm(100, 50, 5), timeout_s=30)
-    wait_until(stage.on_target)
+    until(stage.on_target)
     assert stage.rest_um().x < 60
     assert stage.error() == 0
 

@@ -15,9 +15,8 @@ from firmware_bridge.pzt import open_stage
 from firmware_bridge.retraction import FocusRetraction, PztRetraction, Retraction
 from firmware_bridge.safety import Interlock, Rules, State
 from firmware_bridge.simulator import Simulator, serve_pty
-from tests.sphere import TRAVEL
-
-ME = "a tester"
+from tests.sphere import ME, TRAVEL
+from tests.waiting import until
 
 
 class Away:
@@ -161,13 +160,6 @@ def engaged(*, velocity_um_s: float = 1000.0, baud: int | None = None, **keyword
         finally:
             simulator.faults.clear()
             interlock.close()
-
-
-def until(condition, seconds: float = 5.0) -> None:
-    deadline_s = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline_s, "not in time"
-        time.sleep(0.001)
 
 
 def test_a_controller_that_was_silent_for_a_while_is_retracted_as_soon_as_it_listens_again():

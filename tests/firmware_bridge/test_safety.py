@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from firmware_bridge.errors import FirmwareError, LinkError, OutOfRangeError, RefusedError
 from firmware_bridge.position import Box, PositionUm
 from firmware_bridge.safety import Interlock, Rules, State
+from tests.sphere import ME, TRAVEL
 
-TRAVEL = Box(PositionUm(0, 0, 0), PositionUm(100, 100, 10))
 HERE = PositionUm(50, 50, 5)
-ME = "a tester"
 
 
 class Instrument:

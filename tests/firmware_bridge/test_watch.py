@@ -11,16 +11,15 @@ import pytest
 from firmware_bridge.approach import approach
 from firmware_bridge.contact import ContactMonitor, Thresholds
 from firmware_bridge.errors import FirmwareError, LinkError, OutOfRangeError, RefusedError
-from firmware_bridge.position import Box, PositionUm
+from firmware_bridge.position import PositionUm
 from firmware_bridge.pzt import open_stage
 from firmware_bridge.retraction import PztRetraction
 from firmware_bridge.safety import Interlock, Rules, State
 from firmware_bridge.simulator import Simulator
 from firmware_bridge.simulator.cantilever import SimulatedCantilever
 from firmware_bridge.watch import Watch
-
-TRAVEL = Box(PositionUm(0, 0, 0), PositionUm(100, 100, 10))
-ME = "a tester"
+from tests.sphere import ME, TRAVEL
+from tests.waiting import until
 
 
 class Focus:
@@ -62,13 +61,6 @@ def bench(*, contact: bool = False, z_um: float = 5.0, profile: str = "e727", **
             yield Bench(stage, simulator, interlock, retraction, focus, sent)
         finally:
             interlock.close()
-
-
-def until(condition, seconds: float = 5.0) -> None:
-    deadline_s = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline_s, "not in time"
-        time.sleep(0.005)
 
 
 def test_nothing_is_sent_for_a_move_that_the_interlock_refuses():

@@ -8,16 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import tifffile
 
+from tests import waiting
 from tests.bundles import make_lens_bundle
 
 if TYPE_CHECKING:
@@ -53,13 +54,7 @@ READ_COLOURS = """() => {
 }"""
 
 
-def until(condition: Callable[[], Any], *, timeout_s: float = 30) -> Any:
-    """Ask again and again until the answer is true."""
-    deadline = time.monotonic() + timeout_s
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-    return answer
+until = partial(waiting.until, timeout_s=30.0)  # a process that starts, and a browser
 
 
 class Box:

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from firmware_bridge.errors import LinkError
 from firmware_bridge.transport import open_transport
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -42,14 +42,6 @@ def run():
 def ask(transport, line):
     transport.write(line)
     return transport.read(1.0)
-
-
-def until(true):
-    for _ in range(500):
-        if true():
-            return
-        threading.Event().wait(0.01)
-    pytest.fail("it never came true")
 
 
 @pytest.mark.parametrize("wire", [("--tcp", "0"), ("--pty", "--baud", "115200")])
