@@ -27,6 +27,9 @@ from export.plan import key_here, plan_name, read_plan
 if TYPE_CHECKING:
     from edge.engine.cuda.loop import CudaLoop
 
+FRAME_TIMEOUT_S = 10.0
+"""After which a GPU that has not finished a frame is taken for one that hangs: frames take milliseconds."""
+
 
 class TensorRtEngine:
     """The plan of one ONNX file for one camera's shape, built before by `export.build_engine`.
@@ -93,8 +96,14 @@ class TensorRtEngine:
         return self._gpu.run(lambda: self._loop.allocate(slots))
 
     def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """Prepare, network and delivery on the GPU; the outputs are memory that both see."""
-        return self._gpu.run(lambda: self._loop.infer(pixels))
+        """Prepare, network and delivery on the GPU; the outputs are memory that both see.
+
+        Raises
+        ------
+        EngineError
+            ``pixels`` is no slot of :meth:`allocate`, the GPU failed, or it took :data:`FRAME_TIMEOUT_S`.
+        """
+        return self._gpu.run(lambda: self._loop.infer(pixels), timeout_s=FRAME_TIMEOUT_S)
 
     def close(self) -> None:
         """The loop, then the network, then the thread; a GPU that hangs is left behind. May be called twice."""

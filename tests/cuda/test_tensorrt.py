@@ -157,7 +157,7 @@ def test_a_gpu_that_hangs_does_not_hang_the_one_who_closes_the_engine(
     closing.start()
     closing.join(5)
     assert not closing.is_alive()
-    assert caplog.text.count("has not answered for 0.05 s") == 1
+    assert caplog.text.count("the GPU does not answer") == 1
     assert standin.live > 0
     hanging.set()
     frame.join(5)
@@ -165,6 +165,26 @@ def test_a_gpu_that_hangs_does_not_hang_the_one_who_closes_the_engine(
     engine.close()
     gc.collect()
     assert standin.live == 0  # what was asked for is done when the GPU comes back
+
+
+def test_a_gpu_that_hangs_in_a_frame_is_an_engine_error_and_the_engine_closes(
+    tensorrt: Any, job: BuildJob, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_plan(job.bundle, "fp16", (32, 48), job.plans)
+    engine = load_plan(job, "fp16", job.plans)
+    gpu: GpuThread = engine._gpu  # type: ignore[attr-defined]
+    monkeypatch.setattr("edge.engine.tensorrt.FRAME_TIMEOUT_S", 0.01)
+    hanging = threading.Event()
+    monkeypatch.setattr(engine._loop, "infer", lambda pixels: hanging.wait(20))  # type: ignore[attr-defined]
+    slot = engine.allocate(1).acquire(timeout_s=0)
+    with pytest.raises(EngineError, match=r"The GPU has not answered for 0\.01 s"):
+        engine.infer(slot)
+    engine.close()
+    hanging.set()
+    del slot
+    gpu._thread.join(5)
+    gc.collect()
+    assert standin.live == 0
 
 
 @pytest.mark.parametrize("fault", ["device lost", "out of memory", "IExecutionContext.set_tensor_address"])

@@ -102,9 +102,31 @@ def test_a_driver_that_hangs_does_not_hang_the_one_who_closes(
     waiting.start()
     assert entered.wait(5)
     gpu.close()
-    assert "has not answered for 0.05 s" in caplog.text
+    assert "the GPU does not answer" in caplog.text
     hanging.set()
     waiting.join()
+
+
+def test_a_call_that_hangs_ends_at_its_deadline_and_closing_does_not_wait_for_it_again(
+    gpu: GpuThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    hanging, done = threading.Event(), threading.Event()
+    with pytest.raises(EngineError, match=r"has not answered for 0\.01 s, and is given up\. Restart superlens"):
+        gpu.run(lambda: (hanging.wait(20), done.set()), timeout_s=0.01)
+    ran: list[int] = []
+    gpu.close(lambda: ran.append(1))
+    gpu.close()
+    assert (ran, done.is_set()) == ([], False)  # it came back while the GPU still hung
+    assert "its thread is left behind" in caplog.text
+    hanging.set()
+    gpu._thread.join(5)
+    assert ran == [1]  # what was asked for is done when the GPU comes back
+
+
+def test_an_answer_within_the_deadline_is_given_back(gpu: GpuThread) -> None:
+    assert gpu.run(lambda: 44, timeout_s=60) == 44
+    with pytest.raises(TimeoutError, match="of the call itself"):
+        gpu.run(lambda: (_ for _ in ()).throw(TimeoutError("of the call itself")), timeout_s=60)
 
 
 def test_the_last_call_runs_once_and_its_error_reaches_the_one_who_closes(gpu: GpuThread) -> None:

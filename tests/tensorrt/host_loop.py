@@ -24,7 +24,7 @@ class HostThread:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
         self._closed = False
 
-    def run(self, call: Callable[[], _T]) -> _T:
+    def run(self, call: Callable[[], _T], *, timeout_s: float | None = None) -> _T:
         return self._worker.submit(call).result()
 
     def close(self, last: Callable[[], object] = lambda: None) -> None:

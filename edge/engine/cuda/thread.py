@@ -9,7 +9,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,6 +46,7 @@ class GpuThread:
         self._lent: dict[int, NDArray[Any]] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._hangs = False
         self._finished = threading.Event()
         opened: Future[tuple[Any, str]] = Future()
         # A daemon: a driver that hangs, or a frame somebody keeps, must not keep the process from ending.
@@ -67,13 +68,14 @@ class GpuThread:
             raise EngineError("This is not the thread that owns the GPU: hand the call to GpuThread.run.")
         return owner
 
-    def run(self, call: Callable[[], T]) -> T:
+    def run(self, call: Callable[[], T], *, timeout_s: float | None = None) -> T:
         """The result of ``call``, which runs in the thread; its exception comes back to the caller.
 
         Raises
         ------
         EngineError
-            The thread was closed.
+            The thread was closed, or the GPU has not answered for ``timeout_s``; None waits for ever. What was handed
+            over is done if the GPU comes back.
         """
         if threading.current_thread() is self._thread:
             return call()
@@ -83,6 +85,12 @@ class GpuThread:
                 raise EngineError("The GPU was closed. Load the engine again.")
             self._calls.put(functools.partial(_answer, call, answer))
         try:
+            if timeout_s is not None and wait([answer], timeout_s).not_done:
+                self._hangs = True
+                raise EngineError(
+                    f"The GPU has not answered for {timeout_s:g} s, and is given up. Restart superlens; if it comes "
+                    "again, look for NVRM and Xid in dmesg."
+                )
             return answer.result()
         finally:
             del answer  # or it, its exception and this frame hold each other, and the caller's frame slots with them
@@ -104,7 +112,7 @@ class GpuThread:
     def close(self, last: Callable[[], object] = lambda: None) -> None:
         """Finish what was handed over, run ``last``, and end the thread once no memory of it is used.
 
-        A GPU that hangs is given :data:`CLOSE_TIMEOUT_S` for all of it. May be called twice: ``last`` runs once.
+        A GPU that hangs is given :data:`CLOSE_TIMEOUT_S` for all of it, once. May be called twice: ``last`` runs once.
         """
         answer: Future[object] = Future()
         with self._lock:
@@ -115,8 +123,9 @@ class GpuThread:
                 self._calls.put(None)
         if threading.current_thread() is self._thread:
             return
-        if not self._finished.wait(CLOSE_TIMEOUT_S):
-            log.error("the GPU has not answered for %g s: its thread is left behind", CLOSE_TIMEOUT_S)
+        if not self._finished.wait(0 if self._hangs else CLOSE_TIMEOUT_S):
+            self._hangs = True
+            log.error("the GPU does not answer: its thread is left behind")
         elif handed_over:
             answer.result()
 
