@@ -15,18 +15,16 @@ class Runner:
     ----------
     job : Job or None
         The one that runs, or was the last to run.
+    stops : int
+        How often STOP came. Who reads a number sees the ``stop`` of the job that ran then as set; nobody waits for it.
     """
 
     def __init__(self) -> None:
         self.job: Job | None = None
-        self._stopping = threading.Lock()
-        self._stops = 0
-
-    @property
-    def stops(self) -> int:
-        """How often STOP came. Who reads it sees the job that was ended by the last one as ended."""
-        with self._stopping:
-            return self._stops
+        self.stops = 0
+        self._stopping = (
+            threading.Lock()
+        )  # a job is begun, or ended by STOP: a late end would stop the next one's camera
 
     @property
     def running(self) -> bool:
@@ -55,7 +53,7 @@ class Runner:
         """
         thread = threading.Thread(target=work, name="job", daemon=True)
         with self._stopping:
-            if self._stops != stops or quitting.is_set():
+            if self.stops != stops or quitting.is_set():
                 return False
             first()
             job.thread, self.job = thread, job
@@ -65,7 +63,9 @@ class Runner:
     def stop(self) -> None:
         """End the job that runs, and keep the one that is being started from beginning. From any thread."""
         with self._stopping:
-            self._stops += 1
+            if self.job is not None:
+                self.job.stop.set()  # before it is counted, as `stops` says
+            self.stops += 1
             if self.job is not None:
                 self.job.end()
 

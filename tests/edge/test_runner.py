@@ -55,30 +55,34 @@ def test_a_stop_ends_the_job_and_does_not_wait_for_it() -> None:
     assert not runner.running
 
 
-def test_who_sees_that_stop_came_sees_the_job_ended() -> None:
+def test_who_sees_that_stop_came_sees_the_job_ended_and_does_not_wait_for_it() -> None:
     """Else a live view that is being stopped could be begun again, with the count that the stop left behind."""
-    runner, go_on, ending, end_it = Runner(), threading.Event(), threading.Event(), threading.Event()
+    runner, go_on = Runner(), threading.Event()
     job, _ = begin(runner, lambda: go_on.wait(10), stops=runner.stops)
+    here, further = threading.Barrier(2, timeout=10), threading.Barrier(2, timeout=10)
+
+    def pause() -> None:
+        here.wait()
+        further.wait()
 
     class SlowlySet(threading.Event):
         def set(self) -> None:
-            ending.set()
-            assert end_it.wait(10)
+            if not self.is_set():
+                pause()
             super().set()
 
-    job.stop = SlowlySet()
+    job.stop, job.interrupt = SlowlySet(), pause
     stopping = threading.Thread(target=runner.stop)
     stopping.start()
-    assert ending.wait(10)
-    seen: list[tuple[int, bool]] = []
-    reading = threading.Thread(target=lambda: seen.append((runner.stops, job.stop.is_set())))
-    reading.start()
-    reading.join(0.05)  # who does not wait for the lock has read by then
-    end_it.set()
+    seen = []
+    for _ in range(2):  # while the job is told, and while what it waits for is interrupted
+        here.wait()
+        seen.append((runner.stops, job.stop.is_set()))
+        further.wait()
+    stopping.join(10)
     go_on.set()
-    for thread in (stopping, reading):
-        thread.join(10)
-    assert seen == [(1, True)]
+    runner.join(10)
+    assert seen == [(0, False), (1, True)]
 
 
 def test_a_job_may_ask_to_wait_for_its_own_end_and_does_not() -> None:
