@@ -40,6 +40,8 @@ class SimulatedEsp301:
         Whether the motor is.
     unit : int
         What SN? says; 2 is mm.
+    motor : SteadyMotor
+        What moves the stage.
     faults : Disturbances
         Of the wire.
     commands : list of str
@@ -59,17 +61,22 @@ class SimulatedEsp301:
         self.errors: deque[int] = deque(maxlen=10)
         self.limits_mm = list(limits_mm)
         self._clock = clock
-        self._motor = SteadyMotor(start_mm, start_mm)
+        self.motor = SteadyMotor(start_mm, start_mm)
         self._line = b""
 
     @property
     def position_mm(self) -> float:
         """Where the stage is."""
-        return self._motor.at_mm(self._clock())
+        return self.motor.at_mm(self._clock())
+
+    @property
+    def moving(self) -> bool:
+        """Whether the stage is on its way."""
+        return self.motor.moving(self._clock())
 
     def fail(self, code: int) -> None:
         """Something breaks in motion: the motor goes off."""
-        self._motor.stop(self._clock())
+        self.motor.stop(self._clock())
         self.on = False
         self.errors.append(code)
 
@@ -122,7 +129,7 @@ class SimulatedEsp301:
         return f"{self.position_mm:.6f}"
 
     def _md(self, _: str) -> str:
-        return str(int(not self._motor.moving(self._clock())))
+        return str(int(not self.moving))
 
     def _mo(self, argument: str) -> str | None:
         if argument == "?":
@@ -131,11 +138,11 @@ class SimulatedEsp301:
         return None
 
     def _mf(self, _: str) -> None:
-        self._motor.stop(self._clock())
+        self.motor.stop(self._clock())
         self.on = False
 
     def _st(self, _: str) -> None:
-        self._motor.stop(self._clock())
+        self.motor.stop(self._clock())
 
     def _limit(self, side: int, argument: str) -> str | None:
         if argument == "?":
@@ -158,10 +165,10 @@ class SimulatedEsp301:
         elif target_mm < self.limits_mm[0]:
             self._error(107)
         else:
-            self._motor.go(self._clock(), target_mm)
+            self.motor.go(self._clock(), target_mm)
 
     def _or(self, _: str) -> None:
-        self._motor.go(self._clock(), 0.0)
+        self.motor.go(self._clock(), 0.0)
 
 
 class Esp301Server:

@@ -36,6 +36,8 @@ class SimulatedXps:
     ----------
     state : int
         The group's state, while it does not move.
+    motor : SteadyMotor
+        What moves the stage.
     faults : Disturbances
         Of the wire.
     calls : list of str
@@ -55,7 +57,7 @@ class SimulatedXps:
         self.calls: list[str] = []
         self.travel_mm, self.limits_mm = travel_mm, travel_mm
         self._clock, self._positioner, self._group = clock, positioner, positioner.partition(".")[0]
-        self._motor = SteadyMotor(start_mm, start_mm)
+        self.motor = SteadyMotor(start_mm, start_mm)
         self._changed = threading.Condition()
         self._closing = False
         self._aborted = False
@@ -63,7 +65,12 @@ class SimulatedXps:
     @property
     def position_mm(self) -> float:
         """Where the stage is."""
-        return self._motor.at_mm(self._clock())
+        return self.motor.at_mm(self._clock())
+
+    @property
+    def moving(self) -> bool:
+        """Whether the stage is on its way."""
+        return self.motor.moving(self._clock())
 
     def call(self, text: str) -> str:
         """Carry out one call; it takes as long as the motion does."""
@@ -86,7 +93,7 @@ class SimulatedXps:
         return "SIMULATED XPS-Q8 Firmware"
 
     def _GroupStatusGet(self, *_: str) -> str:
-        return "44" if self._motor.moving(self._clock()) else str(self.state)
+        return "44" if self.moving else str(self.state)
 
     def _GroupPositionCurrentGet(self, *_: str) -> str:
         return f"{self.position_mm:.9g}"
@@ -102,17 +109,17 @@ class SimulatedXps:
 
     def _GroupMoveAbsolute(self, target: str) -> str | int:
         now_s = self._clock()
-        if not 10 <= self.state < 20 or self._motor.moving(now_s):
+        if not 10 <= self.state < 20 or self.motor.moving(now_s):
             return -22
         if not self.limits_mm[0] <= float(target) <= self.limits_mm[1]:
             return -17
-        self._motor.go(now_s, float(target))
+        self.motor.go(now_s, float(target))
         return self._wait(12)
 
     def _GroupMoveAbort(self, *_: str) -> str | int:
-        if not self._motor.moving(self._clock()):
+        if not self.moving:
             return -22
-        self._motor.stop(self._clock())
+        self.motor.stop(self._clock())
         self._aborted, self.state = True, 10
         self._changed.notify_all()
         return ""
@@ -126,12 +133,12 @@ class SimulatedXps:
     def _GroupHomeSearch(self, *_: str) -> str | int:
         if self.state != 42:
             return -22
-        self._motor.go(self._clock(), 0.0)
+        self.motor.go(self._clock(), 0.0)
         return self._wait(11)
 
     def _wait(self, then: int) -> str | int:
         self._aborted = False
-        while (left_s := self._motor.ends_s() - self._clock()) > 0 and not self._closing:
+        while (left_s := self.motor.ends_s() - self._clock()) > 0 and not self._closing:
             self._changed.wait(left_s)
             if self._aborted:
                 return -27

@@ -269,7 +269,7 @@ def test_bounds_that_make_no_sense_are_refused_before_anything_moves(bad):
 def instrument():
     """A simulated ESP301 behind its wire, guarded by an interlock whose sphere sits on the objective."""
     esp301 = SimulatedEsp301(start_mm=1.0)
-    esp301._motor.speed_mm_s = 50.0
+    esp301.motor.speed_mm_s = 50.0
     with Esp301Server(esp301) as server:
         retraction = PztRetraction()
         interlock = Interlock(Rules("objective", TRAVEL, contact=False), stage=retraction)

@@ -101,7 +101,7 @@ def moves(bench) -> list[str]:
 
 def stands_still(bench) -> bool:
     # Long before it would have come to rest by itself, 39 mm on. An ESP301 does not answer a stop.
-    return until(lambda: not bench.controller._motor.moving(bench.controller._clock()), timeout_s=5.0)
+    return until(lambda: not bench.controller.moving, timeout_s=5.0)
 
 
 # -- what it does -----------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_a_stop_from_another_thread_ends_the_move_where_it_is(bench):
 
         mover = threading.Thread(target=move)
         mover.start()
-        while not bench.controller._motor.moving(bench.controller._clock()):
+        while not bench.controller.moving:
             assert mover.is_alive()
         stage.stop()
         mover.join(5)
@@ -249,7 +249,7 @@ def test_lifting_ends_the_move_under_way_and_goes_up_without_waiting(bench):
     with bench.open(lift_um=200.0) as stage:
         stage.start(-40_000.0)
         stage.focus_up()
-        assert bench.controller._motor.moving(bench.controller._clock())
+        assert bench.controller.moving
         while stage._axis.moving():
             pass
         assert 1100.0 < stage.position_um() <= 1200.0
@@ -279,7 +279,7 @@ def test_a_reference_search_needs_a_persons_word_that_the_sphere_is_removed(benc
 
 
 def test_a_reference_search_finds_zero(bench):
-    bench.controller._motor.from_mm = bench.controller._motor.to_mm = 0.1
+    bench.controller.motor.from_mm = bench.controller.motor.to_mm = 0.1
     if bench.name == "xps":
         bench.controller.state = 7  # as after power-up: not initialised
     with bench.open() as stage:
@@ -306,7 +306,7 @@ def test_a_late_position_is_never_taken_for_the_next_one(bench):
         bench.controller.faults.inject("late", only=bench.position_query)
         with pytest.raises(LinkTimeoutError):
             stage.position_um()
-        bench.controller._motor.from_mm = bench.controller._motor.to_mm = 2.0
+        bench.controller.motor.from_mm = bench.controller.motor.to_mm = 2.0
         assert stage.position_um() == pytest.approx(2000.0)
         assert tuple(stage._read_limits()) == (-50_000.0, 50_000.0)
 
@@ -375,7 +375,7 @@ def test_an_xps_whose_stopping_connection_died_unnoticed_is_stopped_through_a_ne
 @pytest.mark.parametrize("seed", range(4))
 def test_random_faults_never_make_a_wrong_position_and_never_an_untyped_error(bench, seed):
     random = Random(seed)
-    bench.controller._motor.speed_mm_s = 50.0
+    bench.controller.motor.speed_mm_s = 50.0
     positions = 0
     with bench.open() as stage:
         for _ in range(15):
@@ -388,7 +388,7 @@ def test_random_faults_never_make_a_wrong_position_and_never_an_untyped_error(be
                     assert at_um == pytest.approx(target_um, abs=0.01)
                 else:
                     stage.stop()
-                    while bench.controller._motor.moving(bench.controller._clock()):
+                    while bench.controller.moving:
                         pass
                     at_um = stage.position_um()
                 assert at_um == pytest.approx(1e3 * bench.controller.position_mm, abs=0.01)
