@@ -212,11 +212,11 @@ class Link:
     def _exchange(self, request: bytes, count: int = 1, before_sending: Callable[[], None] | None = None) -> list[str]:
         self._write(request, before_sending, replies=True)
         # What still arrives, as a long reply over a slow wire does, may take its time: but not for ever.
-        last = self._clock() + PATIENCE * self._timeout_s
-        deadline = self._clock() + self._timeout_s
+        last_s = self._clock() + PATIENCE * self._timeout_s
+        deadline_s = self._clock() + self._timeout_s
         replies: list[str] = []
         while len(replies) < count:
-            left_s = deadline - self._clock()
+            left_s = deadline_s - self._clock()
             data = self._read(left_s) if left_s > 0 else b""
             if not data:
                 raise LinkTimeoutError(
@@ -224,7 +224,7 @@ class Link:
                     f"(received {[*replies, self._reader.pending]})"
                 )
             replies += self._reader.feed(data)
-            deadline = min(last, self._clock() + self._timeout_s)
+            deadline_s = min(last_s, self._clock() + self._timeout_s)
         log.debug("%s > %r", self.name, replies)
         if len(replies) > count or self._reader.pending:
             raise ProtocolError(
@@ -248,16 +248,16 @@ class Link:
 
     def _drain(self) -> None:
         # At most one time-out's worth: a device that never falls silent must not hold the lock for ever.
-        deadline = self._clock() + self._timeout_s
-        while self._read(SILENCE_S) and self._clock() < deadline:
+        deadline_s = self._clock() + self._timeout_s
+        while self._read(SILENCE_S) and self._clock() < deadline_s:
             pass
         self._reader.clear()
 
     def _resync(self) -> None:
         self._drain()
         self._write(gcs.query_line("*IDN?"), replies=True)
-        deadline = self._clock() + self._timeout_s
-        while (left_s := deadline - self._clock()) > 0:
+        deadline_s = self._clock() + self._timeout_s
+        while (left_s := deadline_s - self._clock()) > 0:
             # The controller answers in order: whatever was late comes before this answer.
             if any(reply.strip() == self.identity for reply in self._reader.feed(self._read(left_s))):
                 self._drain()

@@ -64,12 +64,12 @@ class PortTransport:
 
     def write(self, data: bytes) -> None:
         """Send all of it, or raise."""
-        deadline = time.monotonic() + WRITE_TIMEOUT_S
+        deadline_s = time.monotonic() + WRITE_TIMEOUT_S
         while data:
             try:
                 data = data[os.write(self._fd, data) :]
             except BlockingIOError as exc:
-                left_s = deadline - time.monotonic()
+                left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or not self._writable.poll(left_s * 1e3):
                     raise LinkTimeoutError(f"{self._name} takes no data: is the controller on?") from exc
             except OSError as exc:

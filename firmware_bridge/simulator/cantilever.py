@@ -32,9 +32,9 @@ class SimulatedCantilever:
         How much higher the sample is per um of x and of y, um/um.
     centre_um : tuple of float
         x and y about which it is tilted.
-    v_per_nm, baseline_v, noise_v, drift_v_per_s : float
+    v_per_nm, baseline_v, noise_v, drift_v_s : float
         Of the signal; the noise is Gaussian, rms of one reading.
-    drift_nm_per_s : float
+    drift_nm_s : float
         How fast sphere and sample drift together, by warming.
     snap_in_nm, pull_off_nm : float
         Adhesion.
@@ -63,8 +63,8 @@ class SimulatedCantilever:
         v_per_nm: float = 0.004,
         baseline_v: float = 1.0,
         noise_v: float = 0.002,
-        drift_v_per_s: float = 0.0,
-        drift_nm_per_s: float = 0.0,
+        drift_v_s: float = 0.0,
+        drift_nm_s: float = 0.0,
         snap_in_nm: float = 15.0,
         pull_off_nm: float = 60.0,
         z_sign: Literal[1, -1] = 1,
@@ -73,7 +73,7 @@ class SimulatedCantilever:
     ) -> None:
         self._pose_um, self._touch_z_um, self._tilt, self._centre_um = pose_um, touch_z_um, tilt, centre_um
         self._v_per_nm, self._baseline_v, self._noise_v = v_per_nm, baseline_v, noise_v
-        self._drift_v_per_s, self._drift_nm_per_s = drift_v_per_s, drift_nm_per_s
+        self._drift_v_s, self._drift_nm_s = drift_v_s, drift_nm_s
         self._snap_in_nm, self._pull_off_nm, self._z_sign = snap_in_nm, pull_off_nm, z_sign
         self._clock, self._began_s = clock, clock()
         self._random = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ class SimulatedCantilever:
         at_um = self._pose_um()
         height_um = self._tilt[0] * (at_um.x - self._centre_um[0]) + self._tilt[1] * (at_um.y - self._centre_um[1])
         pushed_um = self._z_sign * (at_um.z - self._touch_z_um) + height_um
-        return 1e3 * pushed_um + self.knock_nm + self._drift_nm_per_s * (self._clock() - self._began_s)
+        return 1e3 * pushed_um + self.knock_nm + self._drift_nm_s * (self._clock() - self._began_s)
 
     def read_v(self) -> float:
         """See `contact.ContactReader`."""
@@ -97,7 +97,7 @@ class SimulatedCantilever:
             indentation_nm = self.indentation_nm()
             self._sticks = indentation_nm > -(self._pull_off_nm if self._sticks else self._snap_in_nm)
             deflection_nm = indentation_nm if self._sticks else 0.0
-            drifted_v = self._drift_v_per_s * (self._clock() - self._began_s)
+            drifted_v = self._drift_v_s * (self._clock() - self._began_s)
             value_v = (
                 self._baseline_v + drifted_v + self._v_per_nm * deflection_nm + self._random.normal(0, self._noise_v)
             )

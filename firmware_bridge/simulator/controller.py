@@ -56,9 +56,9 @@ class Simulator:
         Where the stage stands at power-up; by default in the middle.
     tolerance_um, settling_s : float
         On target is: within this of the target for this long.
-    drift_um_per_s : PositionUm
+    drift_um_s : PositionUm
         How fast an axis creeps in open loop; POS? shows it, a servo takes it away.
-    sensor_drift_um_per_s : PositionUm
+    sensor_drift_um_s : PositionUm
         How fast the sensors' zero drifts: the servo follows it, so that POS? does not show it and the pose does.
         Autozero takes it away.
     hysteresis : float
@@ -96,8 +96,8 @@ class Simulator:
         start_um: PositionUm | None = None,
         tolerance_um: float = 0.002,
         settling_s: float = 0.002,
-        drift_um_per_s: PositionUm = NO_DRIFT,
-        sensor_drift_um_per_s: PositionUm = NO_DRIFT,
+        drift_um_s: PositionUm = NO_DRIFT,
+        sensor_drift_um_s: PositionUm = NO_DRIFT,
         hysteresis: float = 0.12,
         boot_s: float = 0.0,
         answer_s: float = 0.0,
@@ -116,8 +116,8 @@ class Simulator:
             start_um or travel_um.centre,
             travel_um,
             noise_um=noise_um,
-            drift_um_per_s=drift_um_per_s,
-            sensor_drift_um_per_s=sensor_drift_um_per_s,
+            drift_um_s=drift_um_s,
+            sensor_drift_um_s=sensor_drift_um_s,
             hysteresis=hysteresis,
             servo_jump_um=servo_jump_um,
             now_s=clock() / 1e9,

@@ -85,7 +85,8 @@ class Server:
         self._failure: BaseException | None = None
         self._awake, self._wake = os.pipe()
         self._orders: deque[tuple[bool, threading.Event]] = deque()
-        self._plugged, self._replug_ns = True, 0.0
+        self._plugged = True
+        self._replug_ns: int | None = None
         self._connect()
         self._thread = threading.Thread(target=self._run, name=f"pzt-simulator {self.address}", daemon=True)
         self._thread.start()
@@ -189,8 +190,8 @@ class Server:
                 self._plug(plugged)
                 done.set()
             return True
-        if self._replug_ns and time.monotonic_ns() >= self._replug_ns:
-            self._replug_ns = 0
+        if self._replug_ns is not None and time.monotonic_ns() >= self._replug_ns:
+            self._replug_ns = None
             self._plug(True)
             return True
         data = self._wire.receive([] if self._deaf() else ready, READ_BYTES)
@@ -208,7 +209,7 @@ class Server:
         unplugged_s = self.simulator.take_unplug()
         if unplugged_s is not None:
             self._plug(False)
-            self._replug_ns = time.monotonic_ns() + unplugged_s * 1e9 if unplugged_s else 0
+            self._replug_ns = time.monotonic_ns() + int(unplugged_s * 1e9) if unplugged_s else None
         return True
 
     def _deaf(self) -> bool:
@@ -217,7 +218,7 @@ class Server:
     def _patience_s(self, event_ns: int | None) -> float | None:
         """How long nothing happens by itself."""
         now_ns = time.monotonic_ns()
-        times_ns = [self._in.next_ns(), self._out.next_ns(), int(self._replug_ns) or None]
+        times_ns = [self._in.next_ns(), self._out.next_ns(), self._replug_ns]
         waits_ns = [t_ns - now_ns for t_ns in times_ns if t_ns is not None]
         if event_ns is not None:
             waits_ns.append(event_ns - self.simulator.clock())

@@ -33,16 +33,14 @@ from tests.sphere import LIMITS, ME, PERIOD_S, TRAVEL, V_PER_NM, Bench, error_nm
     touch_um=st.floats(7.0, 7.5),
     snap_nm=st.floats(0.0, 40.0),
     noise_v=st.floats(0.0, 0.006),
-    drift_nm_per_s=st.floats(-3.0, 3.0),
+    drift_nm_s=st.floats(-3.0, 3.0),
     tilt=st.tuples(st.floats(-0.005, 0.005), st.floats(-0.005, 0.005)),
     seed=st.integers(0, 1000),
 )
-def test_an_approach_stops_at_the_set_point_within_20_nm(
-    start_um, touch_um, snap_nm, noise_v, drift_nm_per_s, tilt, seed
-):
+def test_an_approach_stops_at_the_set_point_within_20_nm(start_um, touch_um, snap_nm, noise_v, drift_nm_s, tilt, seed):
     bench = Bench(
         PositionUm(60, 45, start_um), touch_z_um=touch_um, snap_in_nm=snap_nm, pull_off_nm=snap_nm + 50,
-        noise_v=noise_v, drift_nm_per_s=drift_nm_per_s, tilt=tilt, seed=seed,
+        noise_v=noise_v, drift_nm_s=drift_nm_s, tilt=tilt, seed=seed,
     )  # fmt: skip
     contact = approach(bench, bench.monitor, bench.interlock)
     assert abs(error_nm(bench)) <= 20

@@ -25,7 +25,7 @@ def held(bench: Bench, **keywords) -> DistanceControl:
 
 @pytest.mark.parametrize("tilt", [(0.02, 0.0), (-0.02, 0.01), (0.0, -0.02)])
 def test_the_distance_is_held_over_a_tilted_drifting_sample(tilt):
-    bench = Bench(PositionUm(40, 40, 6), tilt=tilt, drift_nm_per_s=2.0)
+    bench = Bench(PositionUm(40, 40, 6), tilt=tilt, drift_nm_s=2.0)
     control = held(bench)
     for x_um, y_um in [(50, 40), (60, 40), (60, 50), (50, 50), (40, 50)]:
         at_um = hold_distance(

@@ -91,7 +91,7 @@ def test_a_hysteresis_that_is_none_is_refused():
 
 
 def test_an_open_axis_creeps_and_a_servo_holds_it(clock):
-    simulator = Simulator("e727", clock=clock, noise_um=QUIET, drift_um_per_s=PositionUm(0.01, 0, -0.02))
+    simulator = Simulator("e727", clock=clock, noise_um=QUIET, drift_um_s=PositionUm(0.01, 0, -0.02))
     clock.advance(10.0)
     assert simulator.feed(b"POS?\n") == b"1=50.10000 \n2=50.00000 \n3=4.80000\n"
     simulator.feed(b"SVO 1 1\n")
@@ -101,7 +101,7 @@ def test_an_open_axis_creeps_and_a_servo_holds_it(clock):
 
 
 def test_a_sensors_drift_is_seen_by_nobody_but_the_sample_until_autozero(clock):
-    simulator = Simulator("e727", clock=clock, noise_um=QUIET, sensor_drift_um_per_s=PositionUm(0.01, 0, 0))
+    simulator = Simulator("e727", clock=clock, noise_um=QUIET, sensor_drift_um_s=PositionUm(0.01, 0, 0))
     simulator.feed(b"SVO 1 1\nMOV 1 40\n")
     clock.advance(10.0)
     assert simulator.feed(b"POS? 1\n") == b"1=40.00000\n"
@@ -167,7 +167,7 @@ def test_what_makes_no_sense_is_refused(simulator, sent, code):
 
 
 def test_an_amplifier_that_is_asked_for_too_much_says_so(clock):
-    simulator = Simulator("e727", clock=clock, noise_um=QUIET, drift_um_per_s=PositionUm(0.1, 0, 0))
+    simulator = Simulator("e727", clock=clock, noise_um=QUIET, drift_um_s=PositionUm(0.1, 0, 0))
     assert simulator.feed(b"OVF? 1\n") == b"1=0\n"
     simulator.feed(b"SVA 1 120\n")
     clock.advance(100.0)  # it has drifted 10 um beyond what its range reaches

@@ -48,7 +48,7 @@ def test_the_sample_is_tilted():
 
 
 def test_signal_and_gap_drift():
-    bench = Bench(drift_v_per_s=0.01, drift_nm_per_s=2.0, v_per_nm=0.004)
+    bench = Bench(drift_v_s=0.01, drift_nm_s=2.0, v_per_nm=0.004)
     bench.read_at(7.0)
     bench.now_s = 10.0
     assert bench.read_at(7.0) == pytest.approx(1.0 + 0.1 + 0.08)
