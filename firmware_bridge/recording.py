@@ -214,10 +214,13 @@ def reconcile(due_s: Sequence[float], came_s: Sequence[float], *, triggers: int)
         # or, where the gap is at an end of the line, be later than half the time between tiles.
         candidates = (came[:3, None] - due[known]).ravel()
         candidates = candidates[np.abs(candidates) < 1.5 * between_s]
-        found = [_tiles_of(came - late_s, due, known, between_s / 4) for late_s in candidates]
-        for tile, index in max(
-            zip(found, -np.abs(candidates), strict=True), key=lambda pair: (len(pair[0]), pair[1]), default=({}, 0.0)
-        )[0].items():
+        best: dict[int, int] = {}
+        best_late_s = math.inf
+        for late_s in candidates:
+            found = _tiles_of(came - late_s, due, known, between_s / 4)
+            if (len(found), -abs(late_s)) > (len(best), -best_late_s):
+                best, best_late_s = found, abs(late_s)
+        for tile, index in best.items():
             frame_of[tile] = index
             spare.discard(index)
     rows, expected = int(known.size), len(due)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 from firmware_bridge import gcs
 from firmware_bridge.errors import OutOfRangeError
 
-FAULTS = {
-    # a reply on its way to the host
+# a reply on its way to the host
+_REPLIES = {
     "silent": "the command is executed, its reply is lost",
     "late": "the reply comes delay_s later (0.3 s by default), and all others wait behind it",
     "partial": "the reply breaks off in the middle; the rest never comes",
@@ -26,20 +26,21 @@ FAULTS = {
     "junk_before": "junk in front of the reply",
     "nul": "a NUL in front of the reply",
     "crlf": "its lines end in CR LF",
-    # the controller, as the next command comes
+}
+# the controller or its cable, as the next command comes
+_EVENTS = {
     "latched": "an error (307) appears in the register by itself",
     "reboot": "a power cycle: servo open, off line (E-517), settings lost; deaf and dumb for delay_s",
     "servo_off": "somebody opens the servo at the front panel",
-    # conditions, which last for delay_s, or until `clear` where it is 0
+    "unplug": "the line hangs up; it is plugged in again after delay_s, or by Server.replug() where it is 0",
+}
+# conditions, which last for delay_s, or until `clear` where it is 0
+_CONDITIONS = {
     "dead": "the firmware hangs: nothing is executed, nothing answered",
     "never_on_target": "ONT? says 0 and the on-target line stays low",
     "deaf": "the wire's input is not read: the host's writes pile up",
-    # the cable
-    "unplug": "the line hangs up; it is plugged in again after delay_s, or by Server.replug() where it is 0",
 }
-_REPLIES = tuple(FAULTS)[:13]
-_EVENTS = ("latched", "reboot", "servo_off", "unplug")
-_CONDITIONS = ("dead", "never_on_target", "deaf")
+FAULTS = {**_REPLIES, **_EVENTS, **_CONDITIONS}
 _SAME_SHAPE = {"POS?": "TMX?", "MOV?": "POS?", "TMN?": "TMX?", "TMX?": "TMN?", "ONT?": "SVO?", "SVO?": "ONT?"}
 _LATE_S = 0.3
 
