@@ -17,7 +17,7 @@ from PIL import UnidentifiedImageError
 from export.errors import CalibrationError
 from export.manifest import PIXEL_SIZE_TOLERANCE, Manifest
 from models.errors import ModelsError
-from models.micrographs import read_micrograph
+from models.micrographs import IMAGE_SUFFIXES, read_micrograph
 from models.pairs import PAIRS_FILE, read_index, read_pairs
 from models.recipe import Recipe
 
@@ -31,7 +31,6 @@ SEED = 31_415
 MOST_PICTURES = 32  # of a folder, in each part
 PERCENTILE = 99.99
 _BINS = 2048
-_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"}
 _SIDE_PX = 256
 
 
@@ -127,7 +126,7 @@ def _pairs(folder: Path, manifest: Manifest) -> Pictures:
 
 
 def _images(folder: Path, manifest: Manifest) -> Pictures:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if len(files) < 2:
         raise CalibrationError(
             f"{folder} has {len(files)} images (TIFF, PNG, JPEG or BMP), expected at least 2: one half decides the"

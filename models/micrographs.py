@@ -19,6 +19,8 @@ from models.errors import SpecimenError
 
 Image = NDArray[np.float32]
 
+# Of the files that `read_micrograph` reads.
+IMAGE_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"}
 # A pixel outside this range is a screen's or a printer's resolution, not a microscope's.
 PLAUSIBLE_NM = (0.05, 10_000.0)
 _UNIT_NM = {"m": 1e9, "cm": 1e7, "mm": 1e6, "inch": 2.54e7, "µm": 1e3, "μm": 1e3, "um": 1e3, "micron": 1e3, "nm": 1.0}

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.classical import enlarged, enlarged_psf
+from models.drawn import Aperture
 from models.enhance import data
-from models.enhance.data import Aperture
 from models.errors import RecipeError
-from models.optics import Optics, blur
+from models.optics import blur
 from models.pairs import read_pairs
 
 Image = NDArray[np.float32]
@@ -80,7 +80,7 @@ def see(
     defocus_um: float = 0.0,
 ) -> Case:
     """A specimen under chosen conditions: the light and the veil are drawn by the seed."""
-    optics = Optics(effective_na=None if aperture == "traced" else aperture)
+    optics = conditions.optics(aperture)
     blurred = blur(truth, optics.psf(conditions.truth_pixel_nm, defocus_um=defocus_um))
     areas = blurred.reshape(truth.shape[0] // conditions.scale, conditions.scale, -1, conditions.scale)
     rng = np.random.default_rng(seed)

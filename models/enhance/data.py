@@ -11,39 +11,19 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
 
-from models.errors import RecipeError
-from models.exposure import Exposure
-from models.families import FAMILIES
-from models.optics import Optics, blur
-from models.samples import load_specimen, render
+from models.drawn import Aperture, SpecimenConditions, middles
+from models.optics import blur
+from models.samples import render
 from models.workers import spread
 
 Image = NDArray[np.float32]
 
-Aperture = float | Literal["traced"]
-_IMAGE_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"}
 
+class Conditions(SpecimenConditions):
+    """What a data set may contain. `scale` is how many truth pixels lie along a pixel of the image."""
 
-class Conditions(Exposure):
-    """What a data set may contain: specimens and apertures, and how they are exposed.
-
-    `effective_na` "traced" is the traced PSF of the default sphere, a number an Airy pattern of that aperture.
-    `scale` is how many truth pixels lie along a pixel of the image.
-    """
-
-    families: tuple[str, ...] = Field(min_length=1)
-    effective_na: tuple[Aperture, ...] = Field(min_length=1)
     scale: Literal[1, 2] = 1
-
-    @field_validator("families")
-    @classmethod
-    def _families_exist(cls, families: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [family for family in families if family not in FAMILIES]
-        if unknown:
-            raise ValueError(f"no specimen family {', '.join(unknown)}; choose from {', '.join(FAMILIES)}")
-        return families
 
     @property
     def truth_pixel_nm(self) -> float:
@@ -52,7 +32,7 @@ class Conditions(Exposure):
 
     def psf(self, aperture: Aperture, pixel_size_nm: float) -> Image:
         """The point-spread function of one of the apertures on a pixel grid."""
-        return Optics(effective_na=None if aperture == "traced" else aperture).psf(pixel_size_nm)
+        return self.optics(aperture).psf(pixel_size_nm)
 
     def seen(self, truth: Image, aperture: Aperture) -> Image:
         """The truth through the optics, on the camera's pixels."""
@@ -92,20 +72,10 @@ def heldout(*, images_per_family: int = 5, side_px: int = 256, scale: Literal[1,
 def real_heldout(folder: Path, *, side_px: int = 256, scale: Literal[1, 2] = 1) -> list[Pair]:
     """`real:heldout`: the middle of every image of a folder as specimen, seen as `synthetic:heldout` is.
 
-    The images' own pixel size does not matter: they stand for structure, one pixel of theirs is one of the truth's.
+    One pixel of theirs is one of the truth's.
     """
     conditions = HELDOUT.model_copy(update={"scale": scale})
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-    truths = {}
-    for path in files:
-        image = load_specimen(path, HELDOUT.pixel_size_nm).reflectivity
-        if min(image.shape) >= side_px * scale:
-            y, x = ((side - side_px * scale) // 2 for side in image.shape)
-            truths[path.stem] = np.ascontiguousarray(image[y : y + side_px * scale, x : x + side_px * scale])
-    if not truths:
-        raise RecipeError(
-            f"{folder} has no image of at least {side_px * scale} x {side_px * scale} px; give a folder with some"
-        )
+    truths = {name: truth for _, name, truth in middles(folder, side_px=side_px * scale)}
     return [_pair(name, truth, conditions, 20_252, number) for number, (name, truth) in enumerate(truths.items())]
 
 

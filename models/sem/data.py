@@ -8,56 +8,34 @@ configuration contains.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from models.drawn import SpecimenConditions, middles
 from models.electrons import form_sem
-from models.errors import RecipeError
-from models.exposure import Exposure, Span
-from models.families import FAMILIES
-from models.optics import Optics
+from models.exposure import Span
 from models.relief import Relief, render_relief, see
-from models.samples import load_specimen
 from models.workers import spread
 
 Image = NDArray[np.float32]
-
-Aperture = float | Literal["traced"]
-
-_IMAGES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"}
 
 # Walls are steep: the electron picture is formed on a grid twice as fine as the camera's, and averaged.
 _FINE = 2
 
 
-class Conditions(Exposure):
-    """What a data set may contain: specimens and apertures, focus and registration, and how they are exposed.
+class Conditions(SpecimenConditions):
+    """What a data set may contain: also heights, focus and registration.
 
-    `effective_na` "traced" is the traced PSF of the default sphere, a number an Airy pattern of that aperture.
     `height_um` is from the lowest to the highest point; `focus_um` is where the plane of focus lies, from the middle
     of that. `misregistration_px` is the largest shift between the two pictures of a training crop.
     """
 
-    families: tuple[str, ...] = Field(min_length=1)
-    effective_na: tuple[Aperture, ...] = Field(min_length=1)
     height_um: tuple[float, ...] = Field(min_length=1)
     focus_um: Span = (0.0, 0.0)
     misregistration_px: int = Field(default=0, ge=0, le=16)
-
-    @field_validator("families")
-    @classmethod
-    def _families_exist(cls, families: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [family for family in families if family not in FAMILIES]
-        if unknown:
-            raise ValueError(f"no specimen family {', '.join(unknown)}; choose from {', '.join(FAMILIES)}")
-        return families
-
-    def optics(self, aperture: Aperture) -> Optics:
-        """The optics of one of the apertures."""
-        return Optics(effective_na=None if aperture == "traced" else aperture)
 
 
 class Pair(NamedTuple):
@@ -106,16 +84,10 @@ def real_heldout(folder: Path, *, side_px: int = 256, height_um: float = 0.15) -
     structure, simulated optics and electrons.
     """
     seen = []
-    for number, path in enumerate(sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGES)):
-        image = load_specimen(path, HELDOUT.pixel_size_nm).reflectivity
-        if min(image.shape) >= side_px:
-            y, x = ((side - side_px) // 2 for side in image.shape)
-            part = np.ascontiguousarray(image[y : y + side_px, x : x + side_px])
-            relief = Relief(part, part * np.float32(height_um), part)
-            truth = form_sem(relief, HELDOUT.pixel_size_nm)
-            seen.append(_pair(path.stem, relief, truth, HELDOUT, [_HELDOUT_SEED + 2, number], number, 0))
-    if not seen:
-        raise RecipeError(f"{folder} has no image of at least {side_px} x {side_px} px; give a folder with some")
+    for number, name, part in middles(folder, side_px=side_px):
+        relief = Relief(part, part * np.float32(height_um), part)
+        truth = form_sem(relief, HELDOUT.pixel_size_nm)
+        seen.append(_pair(name, relief, truth, HELDOUT, [_HELDOUT_SEED + 2, number], number, 0))
     return seen
 
 
