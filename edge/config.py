@@ -196,7 +196,7 @@ class SphereConfig(_Section):
     """The sphere: what carries it, and its usable field in the frame; enhanced is flat grey outside it."""
 
     mount: Literal["cantilever", "objective"] = "cantilever"  # what carries the sphere: what retracts first
-    field_um: Annotated[float, Field(gt=0, le=1000)] | None = DEFAULT_FIELD_UM  # diameter; None: the whole frame
+    field_um: Annotated[float, Field(ge=0.1, le=1000)] | None = DEFAULT_FIELD_UM  # diameter; None: the whole frame
     centre_px: tuple[float, float] | None = None  # (y, x); None: the middle of the frame
     camera_from_stage_px_per_um: _Matrix | None = None
     # rows (x, y) of A: a stage move of s um shifts a feature by A @ s px; None: (1 / pixel size) times identity

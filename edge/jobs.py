@@ -28,6 +28,7 @@ from edge.stitch import camera_from_stage, crop_square
 from edge.utc import utc_stamp
 
 FRAME_TIMEOUT_S = 5.0
+LEAST_TILE_PX = 16
 
 
 @dataclass(slots=True)
@@ -109,6 +110,11 @@ def plan_scan(instrument: Instrument, *, region_um: tuple[float, float], overlap
             settle_s=settle_s,
         )
         side_px = tile_side_px(plan, instrument.pixel_size_nm)
+        if side_px < LEAST_TILE_PX:
+            raise ConfigError(
+                f"A tile of {plan.tile_um:g} um is {side_px} px at {instrument.pixel_size_nm:g} nm a pixel; a scan "
+                f"needs {LEAST_TILE_PX} px. Correct [sphere] field_um, or the pixel size. Nothing was moved."
+            )
         frame = np.broadcast_to(np.uint8(0), instrument.camera.shape)
         crop_square(frame, side_px=side_px, centre_px=instrument.config.sphere.centre_px)
     except ValidationError as exc:

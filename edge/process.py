@@ -56,6 +56,16 @@ def share_heaps() -> None:
 
 
 def quit_on_signals(quit_: Callable[[], None]) -> None:
-    """Ctrl-C and systemd's SIGTERM end the program the clean way. ``quit_`` may only set a flag: it runs anywhere."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: quit_())
+    """Ctrl-C and systemd's SIGTERM end the program the clean way, and a second one at once.
+
+    ``quit_`` may only set a flag: it runs anywhere.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def ask(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        quit_()
+
+    for number in numbers:
+        signal.signal(number, ask)

@@ -16,6 +16,8 @@ from edge.frames import Frame, Gap
 from firmware_bridge.pzt import Box, PositionUm
 
 DEFAULT_OVERLAP = 0.15
+MAX_TILES = 100_000
+"""Of one scan: three hours at ten tiles a second, and two files a tile in one folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,29 +68,39 @@ class ScanPlan(BaseModel):
     def points(self) -> Iterator[ScanPoint]:
         """The tiles in the order they are taken."""
         for line in range(self.lines):
-            y_um = self.centre_um.y + (line - (self.lines - 1) / 2) * self.step_um
             for column in range(self.columns):
-                x_um = self.centre_um.x + (column - (self.columns - 1) / 2) * self.step_um
-                target_um = PositionUm(x_um, y_um, self.centre_um.z)
-                yield ScanPoint(line * self.columns + column, line, column, target_um)
+                yield ScanPoint(line * self.columns + column, line, column, self._target_um(line, column))
 
     def check(self, limits_um: Box) -> None:
-        """Refuse a plan the stage cannot reach, before anything moves.
+        """Refuse a plan the stage cannot reach or nobody can wait for, before anything moves.
 
         Raises
         ------
         ConfigError
-            A tile lies outside ``limits_um``.
+            A tile lies outside ``limits_um``, or there are more than `MAX_TILES`.
         """
+        if self.tiles > MAX_TILES:
+            raise ConfigError(
+                f"The region {self.region_um[0]:g} x {self.region_um[1]:g} um makes {self.columns} x {self.lines} = "
+                f"{self.tiles} tiles of {self.tile_um:g} um; at most {MAX_TILES} go into one scan. Choose a smaller "
+                "region or overlap, or correct [sphere] field_um. Nothing was moved."
+            )
         low, high = limits_um.low, limits_um.high
-        for point in self.points():
-            if not limits_um.contains(point.target_um):
-                raise ConfigError(
-                    f"The region {self.region_um[0]:g} x {self.region_um[1]:g} um (x, y) around "
-                    f"x {self.centre_um.x:g}, y {self.centre_um.y:g} um needs the stage at x {point.target_um.x:.2f}, "
-                    f"y {point.target_um.y:.2f} um, outside its travel of x {low.x:g} to {high.x:g}, y {low.y:g} to "
-                    f"{high.y:g} um. Choose a smaller region. Nothing was moved."
-                )
+        for line in (0, self.lines - 1):  # travel is a box: between the corners lies nothing outside
+            for column in (0, self.columns - 1):
+                target_um = self._target_um(line, column)
+                if not limits_um.contains(target_um):
+                    raise ConfigError(
+                        f"The region {self.region_um[0]:g} x {self.region_um[1]:g} um (x, y) around "
+                        f"x {self.centre_um.x:g}, y {self.centre_um.y:g} um needs the stage at x {target_um.x:.2f}, "
+                        f"y {target_um.y:.2f} um, outside its travel of x {low.x:g} to {high.x:g}, y {low.y:g} to "
+                        f"{high.y:g} um. Choose a smaller region. Nothing was moved."
+                    )
+
+    def _target_um(self, line: int, column: int) -> PositionUm:
+        x_um = self.centre_um.x + (column - (self.columns - 1) / 2) * self.step_um
+        y_um = self.centre_um.y + (line - (self.lines - 1) / 2) * self.step_um
+        return PositionUm(x_um, y_um, self.centre_um.z)
 
     def _count(self, length_um: float) -> int:
         # A hair less, so that a region of exactly n steps does not become n + 1 tiles by rounding.

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import logging
+import signal
+from collections.abc import Iterator
 
-from edge.process import LogTail
+import pytest
+
+from edge.process import LogTail, quit_on_signals
+
+
+@pytest.fixture
+def _own_signals() -> Iterator[None]:
+    """Whatever a test does to the signals is taken back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_the_tail_keeps_the_newest_lines_in_order() -> None:
@@ -13,3 +26,13 @@ def test_the_tail_keeps_the_newest_lines_in_order() -> None:
         tail.emit(logging.LogRecord("stage", logging.ERROR, "", 0, "line %d", (number,), None))
     assert [line.split()[-2:] for line in tail.lines()] == [["line", "2"], ["line", "3"]]
     assert "ERROR   stage" in tail.lines()[0]
+
+
+@pytest.mark.usefixtures("_own_signals")
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_for_the_end_and_the_second_ends_the_program(first: signal.Signals) -> None:
+    asked: list[str] = []
+    quit_on_signals(lambda: asked.append("quit"))
+    signal.raise_signal(first)
+    assert asked == ["quit"]
+    assert {signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} == {signal.SIG_DFL}

@@ -60,6 +60,23 @@ def test_a_region_beyond_the_travel_is_refused_before_anything_moves() -> None:
     plan(90, 90).check(TRAVEL)
 
 
+@given(st.floats(1, 120), st.floats(1, 120), st.floats(0, 0.8), st.floats(20, 80), st.floats(-5, 15))
+def test_a_plan_is_refused_exactly_where_one_of_its_tiles_is_out_of_reach(
+    width: float, height: float, overlap: float, x: float, z: float
+) -> None:
+    raster = plan(width, height, overlap=overlap, centre_um=PositionUm(x, 50, z))
+    if all(TRAVEL.contains(point.target_um) for point in raster.points()):
+        raster.check(TRAVEL)
+    else:
+        with pytest.raises(ConfigError, match="outside its travel"):
+            raster.check(TRAVEL)
+
+
+def test_a_plan_of_more_tiles_than_anybody_waits_for_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"tiles of 0\.001 um; at most 100000 .* Choose a smaller region"):
+        plan(10, 10, tile_um=0.001).check(TRAVEL)
+
+
 @pytest.mark.parametrize("overlap", [-0.1, 0.95, float("nan")])
 def test_an_impossible_overlap_is_refused(overlap: float) -> None:
     with pytest.raises(ValidationError):
