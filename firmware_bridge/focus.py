@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from .axis import FocusAxis, FocusGuard, Range
+from .focus_axis import FocusAxis, FocusGuard, Range
 from .errors import LinkError, LinkTimeoutError, OutOfRangeError, ProtocolError, RefusedError, StoppedError
 from .stops import Stops
 

@@ -13,10 +13,10 @@ import click
 
 from .adc import READERS, open_reader
 from .approach import approach, retract
-from .axis import FocusGuard
 from .contact import ContactMonitor, ContactReader, Thresholds
 from .errors import OutOfRangeError, RefusedError
 from .focus import FocusStage, open_focus, open_simulated
+from .focus_axis import FocusGuard
 from .guarded import open_guarded
 from .interrupts import one_interrupt
 from .json_option import json_option, print_report

@@ -18,7 +18,6 @@ from typing import Literal, Protocol
 
 from .errors import FirmwareError, LinkError, LinkTimeoutError
 from .position import PositionUm
-from .rules import Liftable, Retractable
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +25,25 @@ log = logging.getLogger(__name__)
 ARRIVED_UM, LOOK_S, AGAIN_S = 0.05, 0.01, 0.1
 # The whole travel of a piezo is over after this: then it is said, and z sent again only now and then.
 RETRACTION_S, SELDOM_S = 5.0, 1.0
+
+
+class Retractable(Protocol):
+    """What the interlock does to the PZT. Both may raise FirmwareErrors, and are called from any thread."""
+
+    def retract_z(self) -> None:
+        """Stop all axes and send z, and z alone, to its end away from the sphere: in one write, past any request that
+        waits, and without waiting for an answer.
+        """
+
+    def from_away_um(self) -> float:
+        """How far z is from that end, measured."""
+
+
+class Liftable(Protocol):
+    """What the interlock does to the focus stage. May raise FirmwareErrors, and is called from any thread."""
+
+    def focus_up(self, *, wait: bool = False) -> None:
+        """Move away from the sample, whatever it was doing; return when it has begun, or, to `wait`, when it is up."""
 
 
 class Retraction:
@@ -133,7 +151,7 @@ class RetractableStage(Protocol):
 
 
 class PztRetraction:
-    """What the interlock does to a PztStage: a `rules.Retractable`.
+    """What the interlock does to a PztStage: a `Retractable`.
 
     It is made first, then the interlock with it, then the stage with the interlock as its guard; then it is bound.
     """
@@ -146,12 +164,12 @@ class PztRetraction:
         self._stage = stage
 
     def retract_z(self) -> None:
-        """See rules.Retractable. With an open servo the controller refuses it (error 5), which harms nobody."""
+        """See Retractable. With an open servo the controller refuses it (error 5), which harms nobody."""
         stage = self._bound()
         stage.retreat(stage.away_z_um)
 
     def from_away_um(self) -> float:
-        """See rules.Retractable."""
+        """See Retractable."""
         stage = self._bound()
         return abs(stage.position_um().z - stage.away_z_um)
 
@@ -169,7 +187,7 @@ class LiftedStage(Protocol):
 
 
 class FocusRetraction:
-    """What the interlock does to a FocusStage: a `rules.Liftable`. Bound as a PztRetraction is.
+    """What the interlock does to a FocusStage: a `Liftable`. Bound as a PztRetraction is.
 
     In a fault it lifts in a thread of its own: a focus controller on a slow line takes 50 ms to begin, and the PZT,
     whose turn comes after it when the objective carries the sphere, must not wait for that.
@@ -185,7 +203,7 @@ class FocusRetraction:
         self._stage = stage
 
     def focus_up(self, *, wait: bool = False) -> None:
-        """See rules.Liftable."""
+        """See Liftable."""
         stage = self._stage
         if stage is None:
             raise LinkError("no focus stage is open, so it cannot be lifted")

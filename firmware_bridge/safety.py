@@ -44,12 +44,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from .bounds import ApproachBounds
 from .errors import FirmwareError, OutOfRangeError, RefusedError
 from .position import Box, PositionUm
-from .retraction import ARRIVED_UM, Retraction
-from .rules import Liftable as Liftable
-from .rules import Retractable as Retractable
+from .retraction import ARRIVED_UM, Liftable, Retractable, Retraction
+from .rules import ApproachBounds
 from .rules import Rules as Rules
 
 log = logging.getLogger(__name__)
