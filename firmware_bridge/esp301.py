@@ -103,10 +103,7 @@ class Esp301Focus:
             self.identity = self._ask("VE?")
             if "ESP30" not in self.identity.upper():
                 raise RefusedError(f"{name} says that it is {self.identity!r}, expected an ESP301: correct the port")
-            for _ in range(QUEUE + 1):
-                if not (code := self._error()):
-                    break
-                log.warning("%s had an error before we came, now cleared: %s", name, meaning(code))
+            self._forget_errors()
             if self._number("SN?") != MILLIMETRES:
                 raise RefusedError(f"axis {axis} of {name} does not count in mm: set its unit ({axis}SN2)")
         except BaseException:
@@ -169,6 +166,7 @@ class Esp301Focus:
 
     def stop(self) -> None:
         """See FocusAxis."""
+        self._started = False  # how the move would have ended is nobody's question any more
         self._line.write(f"{self._axis}ST\r")
 
     def home(self, timeout_s: float) -> None:
@@ -189,12 +187,19 @@ class Esp301Focus:
     # -- the wire -------------------------------------------------------------------------------------------------
 
     def _do(self, commands: str) -> None:
-        # One write for the commands and for the question whether they were accepted.
+        # One write for the commands and for the question whether they were accepted; an older error is no answer to it.
+        self._forget_errors()
         code = self._error(commands + ";")
         if code:
             beyond = code == 7 or (code >= 100 and code % 100 in BEYOND)
             error = OutOfRangeError if beyond else RefusedError
             raise error(f"{self._name} refused {commands!r}: {meaning(code)}", code=code)
+
+    def _forget_errors(self) -> None:
+        for _ in range(QUEUE + 1):
+            if not (code := self._error()):
+                return
+            log.warning("%s had an error of before, now cleared: %s", self._name, meaning(code))
 
     def _error(self, before: str = "") -> int:
         text = self._ask(f"{before}TE?")

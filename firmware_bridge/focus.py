@@ -12,8 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from .errors import (
+    FirmwareError,
+    LinkError,
+    LinkTimeoutError,
+    OutOfRangeError,
+    ProtocolError,
+    RefusedError,
+    StoppedError,
+)
 from .focus_axis import FocusAxis, FocusGuard, Range
-from .errors import LinkError, LinkTimeoutError, OutOfRangeError, ProtocolError, RefusedError, StoppedError
 from .stops import Stops
 
 log = logging.getLogger(__name__)
@@ -188,7 +196,7 @@ class FocusStage:
         self._stops.check(since)
         try:
             self._axis.start(target_um / UM_PER_MM)
-        except LinkError:  # it may have begun all the same
+        except FirmwareError:  # it may have begun all the same, also where the controller is said to have refused
             self._stop_after_failure()
             raise
         if self._stops.came(since):  # just before the start, which undid it

@@ -474,6 +474,37 @@ def test_an_esp301s_old_errors_are_cleared_at_opening_and_not_taken_for_ours():
         stage.move_to(1010.0)
 
 
+def test_an_older_error_of_an_esp301_is_not_taken_for_the_answer_to_a_move():
+    bench = Esp()
+    with bench.server, bench.open() as stage:
+        bench.controller.errors.extend([9, 103])  # of the front panel, or of a reply that was spoilt
+        assert stage.move_to(1010.0) == pytest.approx(1010.0, abs=0.01)
+
+
+def test_a_move_that_is_said_to_be_refused_does_not_go_on(bench):
+    with bench.open() as stage:
+        start = stage._axis.start
+
+        def refused_and_begun(target_mm: float) -> None:
+            start(target_mm)
+            raise RefusedError("an error of somebody else, who came just now")
+
+        stage._axis.start = refused_and_begun
+        with pytest.raises(RefusedError):
+            stage.move_to(40_000.0)
+        assert stands_still(bench)
+
+
+def test_a_lift_does_not_end_with_the_error_of_the_move_that_it_ended():
+    bench = Esp()
+    with bench.server, bench.open(lift_um=150.0) as stage:
+        stage.start(2000.0)
+        bench.controller.errors.append(103)
+        before_um = 1e3 * bench.controller.position_mm
+        stage.focus_up(wait=True)
+        assert stage.position_um() > before_um + 149.0
+
+
 def test_an_esp301s_motor_that_fails_in_motion_is_told():
     bench = Esp()
     with bench.server, bench.open() as stage:
