@@ -19,17 +19,19 @@ SHORTEST_S, LATE_S = 10e-6, 0.5
 POLL_S = 0.0005
 
 
-def check_installed() -> None:
-    """Refuse (RefusedError) if gpiozero or lgpio is not installed."""
+def check_installed() -> tuple[type[Exception], ...]:
+    """What gpiozero's devices raise where they fail; refused (RefusedError) if gpiozero or lgpio is not installed."""
     # lgpio makes a named pipe where it is imported, and does not start where it cannot: not in the working directory.
     os.environ.setdefault("LG_WD", tempfile.gettempdir())
     try:
-        import lgpio  # noqa: F401
+        import lgpio
+        from gpiozero.exc import GPIOZeroError
         from gpiozero.pins.lgpio import LGPIOFactory  # noqa: F401
     except ImportError as exc:
         raise RefusedError(
             f"the trigger line needs gpiozero and lgpio ({exc}): run pip install 'superlens[jetson]'"
         ) from exc
+    return OSError, GPIOZeroError, lgpio.error
 
 
 def open_output(chip: int, line: int) -> Any:
@@ -131,15 +133,18 @@ class TimedOutput:
             raise LinkError("the trigger line is closed: open it again")
         high_us, period_us = round(width_s * 1e6), round(period_s * 1e6)
         try:
-            self._lgpio.tx_pulse(self._handle, self._line, high_us, period_us - high_us, 0, count)
-            deadline_s = self._clock() + count * period_s + LATE_S
-            while self._lgpio.tx_busy(self._handle, self._line, self._lgpio.TX_PWM):
-                if self._clock() > deadline_s:
-                    self._lgpio.tx_pulse(self._handle, self._line, 0, 0)
-                    raise LinkTimeoutError(
-                        f"{count} pulses each {period_s:g} s are not over {LATE_S:g} s after their time"
-                    )
-                self._sleep(POLL_S)
+            try:
+                self._lgpio.tx_pulse(self._handle, self._line, high_us, period_us - high_us, 0, count)
+                deadline_s = self._clock() + count * period_s + LATE_S
+                while self._lgpio.tx_busy(self._handle, self._line, self._lgpio.TX_PWM):
+                    if self._clock() > deadline_s:
+                        raise LinkTimeoutError(
+                            f"{count} pulses each {period_s:g} s are not over {LATE_S:g} s after their time"
+                        )
+                    self._sleep(POLL_S)
+            except BaseException:  # Ctrl-C too: lgpio's own thread would go on
+                self._lgpio.tx_pulse(self._handle, self._line, 0, 0)
+                raise
             self._lgpio.gpio_write(self._handle, self._line, 0)
         except self._lgpio.error as exc:
             raise LinkError(f"the trigger line failed ({exc}): open it again") from exc
@@ -147,6 +152,12 @@ class TimedOutput:
     def close(self) -> None:
         """See trigger.PulseMaker. Idempotent."""
         handle, self._handle = self._handle, None
-        if handle is not None:
-            self._lgpio.gpio_write(handle, self._line, 0)
-            self._lgpio.gpiochip_close(handle)
+        if handle is None:
+            return
+        try:
+            try:
+                self._lgpio.gpio_write(handle, self._line, 0)
+            finally:
+                self._lgpio.gpiochip_close(handle)
+        except self._lgpio.error as exc:
+            raise LinkError(f"the trigger line could not be given back low ({exc}): check its wiring") from exc

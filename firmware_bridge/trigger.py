@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from . import gpio
 from .boards import find_chip, line_of
-from .errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError
+from .errors import FirmwareError, LinkError, LinkTimeoutError, OutOfRangeError, RefusedError
 from .exposure import ExposureLine as ExposureLine
 
 if TYPE_CHECKING:
@@ -37,11 +38,14 @@ class Pulse:
         When the line was raised, monotonic, ns. Of a train: when it was due.
     exposed_ns : int or None
         When the camera said that it exposes; None where it is not wired to, or did not.
+    certain : bool
+        False where the line failed, or somebody interrupted, while it was made: the camera may have seen it or not.
     """
 
     index: int
     t_ns: int
     exposed_ns: int | None = None
+    certain: bool = True
 
 
 class Output(Protocol):
@@ -84,8 +88,10 @@ class TriggerLine:
         Owned from now on. With it, `fire` returns when the camera has begun to expose.
     exposure_timeout_s : float
         How long after the pulse that may take.
+    errors : tuple of exception types
+        What the output and the exposure's input raise where they fail.
     clock_ns : callable
-        Monotonic, ns.
+        Monotonic, ns; the exposure line's too.
     """
 
     def __init__(
@@ -95,9 +101,10 @@ class TriggerLine:
         pulse_s: float = 1e-3,
         exposure: ExposureLine | None = None,
         exposure_timeout_s: float = 0.1,
+        errors: tuple[type[Exception], ...] = (OSError,),
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._output, self._pulse_s, self._clock_ns = output, pulse_s, clock_ns
+        self._output, self._pulse_s, self._errors, self._clock_ns = output, pulse_s, errors, clock_ns
         self._exposure, self._exposure_timeout_s = exposure, exposure_timeout_s
         self._fired = 0
         self._ledger: deque[Pulse] = deque(maxlen=LEDGER)
@@ -106,7 +113,7 @@ class TriggerLine:
 
     @property
     def fired(self) -> int:
-        """Pulses since it was opened."""
+        """Pulses since it was opened, with those that are not certain."""
         return self._fired
 
     @property
@@ -125,21 +132,25 @@ class TriggerLine:
         LinkTimeoutError
             The camera did not begin to expose: the pulse stands in the ledger without an exposure.
         LinkError
-            The line is closed, or failed.
+            The line is closed, or failed, or the camera exposed more than once. The pulse stands in the ledger.
         """
         with self._lock:
             self._check_open()
             if self._exposure is not None:
-                self._exposure.expect()
+                with self._translated():
+                    self._exposure.expect()
             t_ns = self._clock_ns()
-            self._pulse()
-            exposed_ns = None if self._exposure is None else self._exposure.wait(self._exposure_timeout_s)
-            self._enter(t_ns, exposed_ns)
-            if self._exposure is not None and exposed_ns is None:
+            with self._entered([t_ns]), self._translated():
+                self._pulse()
+            if self._exposure is None:
+                return
+            exposed_ns = self._exposure.wait(self._exposure_timeout_s, since_ns=t_ns)
+            if exposed_ns is None:
                 raise LinkTimeoutError(
                     f"the camera did not begin to expose within {self._exposure_timeout_s:g} s of trigger "
                     f"{self._fired - 1}: is it armed, set to this trigger, wired? (pinmux on a Jetson)"
                 )
+            self._ledger[-1] = replace(self._ledger[-1], exposed_ns=exposed_ns)
 
     def train(self, count: int, *, period_s: float) -> None:
         """Make `count` pulses, one each `period_s`, timed by the output itself; they are over when this returns.
@@ -151,7 +162,7 @@ class TriggerLine:
         OutOfRangeError
             No train.
         LinkError
-            The line is closed, or failed.
+            The line is closed, or failed: then all of them stand in the ledger, and none is certain.
         """
         if count < 1 or not (math.isfinite(period_s) and period_s >= 2 * self._pulse_s):
             raise OutOfRangeError(
@@ -163,9 +174,8 @@ class TriggerLine:
             if not isinstance(self._output, PulseMaker):
                 raise RefusedError("this trigger output makes single pulses only: open it with timed=True")
             began_ns = self._clock_ns()
-            self._output.train(count, period_s=period_s, width_s=self._pulse_s)
-            for number in range(count):
-                self._enter(began_ns + round(number * period_s * 1e9), None)
+            with self._entered([began_ns + round(number * period_s * 1e9) for number in range(count)]):
+                self._output.train(count, period_s=period_s, width_s=self._pulse_s)
 
     def _pulse(self) -> None:
         if isinstance(self._output, PulseMaker):
@@ -181,18 +191,42 @@ class TriggerLine:
         if self._closed:
             raise LinkError("the trigger line is closed: open it again")
 
-    def _enter(self, t_ns: int, exposed_ns: int | None) -> None:
-        self._ledger.append(Pulse(self._fired, t_ns, exposed_ns))
-        self._fired += 1
+    @contextlib.contextmanager
+    def _entered(self, times_ns: Sequence[int]) -> Iterator[None]:
+        # Before the line rises: whatever ends this, a pulse that was on the wire stands in the ledger.
+        first = self._fired
+        self._fired += len(times_ns)
+        self._ledger.extend(Pulse(first + n, t_ns, certain=False) for n, t_ns in enumerate(times_ns))
+        try:
+            yield
+        except RefusedError:  # nothing was sent
+            self._fired = first
+            self._forget(len(times_ns))
+            raise
+        made = [replace(pulse, certain=True) for pulse in self._forget(len(times_ns))]
+        self._ledger.extend(made)
+
+    def _forget(self, count: int) -> list[Pulse]:
+        return [self._ledger.pop() for _ in range(min(count, len(self._ledger)))][::-1]
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except FirmwareError:  # a time-out is an OSError too
+            raise
+        except self._errors as exc:
+            raise LinkError(f"the trigger line failed ({exc}), and may still be high: open it again") from exc
 
     def close(self) -> None:
         """Give the lines back. Idempotent."""
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._output.close()
-                if self._exposure is not None:
-                    self._exposure.close()
+                with self._translated(), contextlib.ExitStack() as both:
+                    if self._exposure is not None:
+                        both.callback(self._exposure.close)
+                    both.callback(self._output.close)
 
 
 class SimulatedTriggerLine:
@@ -280,12 +314,14 @@ def open_trigger(
 
     # What needs no hardware is refused first, then a missing library, then what is not there.
     wired = [_line(board, number) for number in (pin, exposure_pin) if number is not None]
-    gpio.check_installed()
+    errors = gpio.check_installed()
     places = [(find_chip(label) if chip is None else chip, line) for label, line in wired]
     output: Output | PulseMaker = gpio.TimedOutput.open(*places[0]) if timed else gpio.open_output(*places[0])
     try:
         exposure = ExposureLine(gpio.open_input(*places[1])) if len(places) > 1 else None
-        return TriggerLine(output, pulse_s=pulse_s, exposure=exposure, exposure_timeout_s=exposure_timeout_s)
+        return TriggerLine(
+            output, pulse_s=pulse_s, exposure=exposure, exposure_timeout_s=exposure_timeout_s, errors=errors
+        )
     except BaseException:
         output.close()
         raise

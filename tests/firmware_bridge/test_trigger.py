@@ -137,11 +137,12 @@ class Camera(RecordedOutput):
 
 def test_fire_returns_when_the_camera_exposes_even_if_that_was_over_before_the_pulse():
     camera = Camera()
-    exposure = ExposureLine(camera, clock_ns=lambda: 42)
-    line = TriggerLine(camera, pulse_s=0.0, exposure=exposure, clock_ns=ticking())
+    clock_ns = ticking()
+    exposure = ExposureLine(camera, clock_ns=clock_ns)
+    line = TriggerLine(camera, pulse_s=0.0, exposure=exposure, clock_ns=clock_ns)
     line.fire()
     line.fire()
-    assert line.pulses == (Pulse(0, 100, 42), Pulse(1, 200, 42))
+    assert line.pulses == (Pulse(0, 100, 200), Pulse(1, 300, 400))
     assert exposure.edges == 2
 
 
@@ -175,14 +176,118 @@ def test_an_edge_of_an_earlier_exposure_is_not_taken_for_this_ones():
         line.fire()
 
 
+def test_an_edge_between_the_look_at_the_camera_and_the_pulse_is_not_this_ones_exposure():
+    camera = Camera(answers=False)
+    exposure = ExposureLine(camera)
+    line = TriggerLine(camera, pulse_s=0.0, exposure=exposure, exposure_timeout_s=0.001)
+    expect = exposure.expect
+
+    def expected_too_early() -> None:
+        expect()
+        camera.when_activated()  # the frame of the pulse before
+
+    exposure.expect = expected_too_early
+    with pytest.raises(LinkTimeoutError):
+        line.fire()
+    assert line.pulses[0].exposed_ns is None
+    camera.answers = True
+    with pytest.raises(LinkError, match="2 exposures for one trigger"):
+        line.fire()
+
+
+def test_two_exposures_for_one_pulse_are_told():
+    camera = Camera()
+    line = TriggerLine(camera, pulse_s=0.0, exposure=ExposureLine(camera))
+    off = camera.off
+    camera.off = lambda: (off(), camera.when_activated())
+    with pytest.raises(LinkError, match="2 exposures for one trigger"):
+        line.fire()
+    assert line.fired == 1
+
+
 def test_a_late_exposure_is_waited_for():
     camera = Camera(answers=False)
-    line = TriggerLine(camera, pulse_s=0.0, exposure=ExposureLine(camera), exposure_timeout_s=5.0)
+    line = TriggerLine(camera, pulse_s=0.0, exposure=ExposureLine(camera), exposure_timeout_s=60.0)
     later = threading.Timer(0.01, camera.when_activated)
-    later.start()
+    off = camera.off
+    camera.off = lambda: (off(), later.start())  # not before the line is expected to answer
     line.fire()
     later.join(5)
     assert line.pulses[0].exposed_ns is not None
+
+
+class Failing(RecordedOutput):
+    """Fails once, where it is told to."""
+
+    where = ""
+
+    def _fail(self, where: str) -> None:
+        if self.where == where:
+            self.where = ""
+            raise OSError("Input/output error")
+
+    def on(self) -> None:
+        super().on()
+        self._fail("on")
+
+    def off(self) -> None:
+        super().off()
+        self._fail("off")
+
+
+@pytest.mark.parametrize("where", ["on", "off"])
+def test_a_pulse_of_a_line_that_fails_stands_in_the_ledger_and_is_not_certain(where):
+    output = Failing()
+    line = TriggerLine(output, pulse_s=0.0, clock_ns=ticking())
+    line.fire()
+    output.where = where
+    with pytest.raises(LinkError, match="Input/output error"):
+        line.fire()
+    line.fire()
+    assert output.levels.count(1) == line.fired == 3
+    assert line.pulses == (Pulse(0, 100), Pulse(1, 200, certain=False), Pulse(2, 300))
+
+
+def test_a_pulse_that_was_interrupted_stands_in_the_ledger_and_ends_low(monkeypatch):
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    output = RecordedOutput()
+    line = TriggerLine(output, clock_ns=ticking())
+    monkeypatch.setattr("firmware_bridge.trigger.time.sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        line.fire()
+    assert output.levels == [1, 0]
+    assert line.pulses == (Pulse(0, 100, certain=False),)
+
+
+def test_an_exposure_line_that_cannot_be_read_is_a_link_error_and_no_pulse():
+    class Unreadable(Camera):
+        @property
+        def is_active(self) -> bool:
+            raise OSError("Input/output error")
+
+        @is_active.setter
+        def is_active(self, _: bool) -> None:
+            pass
+
+    camera = Unreadable()
+    line = TriggerLine(camera, pulse_s=0.0, exposure=ExposureLine(camera))
+    with pytest.raises(LinkError, match="Input/output error"):
+        line.fire()
+    assert (line.fired, camera.levels) == (0, [])
+
+
+def test_closing_a_line_that_fails_gives_the_other_one_back_all_the_same():
+    class Stuck(RecordedOutput):
+        def close(self) -> None:
+            raise OSError("Input/output error")
+
+    camera = Camera()
+    line = TriggerLine(Stuck(), pulse_s=0.0, exposure=ExposureLine(camera))
+    with pytest.raises(LinkError, match="Input/output error"):
+        line.close()
+    assert camera.closed == 1
 
 
 def test_closing_gives_both_lines_back():
@@ -243,6 +348,35 @@ def test_a_train_has_its_period_and_stands_in_the_ledger():
     assert line.pulses == (Pulse(0, 100), Pulse(1, 10_000_100), Pulse(2, 20_000_100))
 
 
+@pytest.mark.parametrize("broken", ["tx_pulse", "tx_busy", "gpio_write"])
+def test_a_train_that_fails_stands_in_the_ledger_and_is_not_certain(broken):
+    line = TriggerLine(timed(Lgpio(broken=broken)), pulse_s=1e-3)
+    with pytest.raises(LinkError, match=broken):
+        line.train(5, period_s=0.01)
+    assert [pulse.certain for pulse in line.pulses] == [False] * 5
+    assert line.fired == 5
+
+
+def test_a_train_that_the_output_refuses_is_not_in_the_ledger():
+    line = TriggerLine(timed(Lgpio()), pulse_s=1e-7)
+    with pytest.raises(OutOfRangeError):
+        line.train(5, period_s=0.01)
+    assert (line.fired, line.pulses) == (0, ())
+
+
+def test_a_train_that_is_interrupted_does_not_go_on():
+    library = Lgpio(busy=10**6)
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    line = TriggerLine(gpio.TimedOutput(library, 3, 12, sleep=interrupt), pulse_s=1e-3)
+    with pytest.raises(KeyboardInterrupt):
+        line.train(5, period_s=0.01)
+    assert library.calls[-1] == ("tx_pulse", 7, 12, 0, 0)
+    assert line.fired == 5
+
+
 @pytest.mark.parametrize(("count", "period_s"), [(0, 0.01), (3, 1e-3), (3, float("nan"))])
 def test_a_train_that_makes_no_sense_is_refused(count, period_s):
     library = Lgpio()
@@ -288,6 +422,14 @@ def test_a_timed_line_is_given_back_low_and_once():
         output.train(1, period_s=0.01, width_s=0.001)
 
 
+@pytest.mark.parametrize("broken", ["gpio_write", "gpiochip_close"])
+def test_a_timed_line_that_fails_at_closing_gives_its_chip_back_all_the_same(broken):
+    library = Lgpio(broken=broken)
+    with pytest.raises(LinkError, match=broken):
+        timed(library).close()
+    assert library.calls[-1] == ("gpiochip_close", 7)
+
+
 # -- gpiozero's own pins ----------------------------------------------------------------------------------------------
 
 
@@ -309,13 +451,15 @@ def test_gpiozeros_devices_are_our_output_and_our_input(pins):
 
     output = gpiozero.OutputDevice(18, pin_factory=pins)
     camera = gpiozero.DigitalInputDevice(23, pin_factory=pins)
-    line = TriggerLine(output, pulse_s=0.0, exposure=ExposureLine(camera), exposure_timeout_s=0.5)
+    line = TriggerLine(output, pulse_s=0.0, exposure=ExposureLine(camera), exposure_timeout_s=60.0)
     pins.pin(18).when_changed = None
     states = pins.pin(18).states
     answer = threading.Timer(0.01, pins.pin(23).drive_high)
-    answer.start()
+    off = output.off
+    output.off = lambda: (off(), answer.start())  # not before the line is expected to answer
     line.fire()
     answer.join(5)
+    del output.off
     assert [bool(state.state) for state in states][-2:] == [True, False]
     assert line.pulses[0].exposed_ns is not None
     with pytest.raises(RefusedError, match="still exposes"):
