@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from models.folder import PairsSection
-from models.losses import GanLoss
 from models.recipe import NetworkSection, Recipe, ScenesSection, Section, ValidationSection
 from models.sem.data import Conditions
 
@@ -27,7 +26,7 @@ class LossSection(Section):
     l1: float = Field(default=1.0, ge=0)
     epsilon: float = Field(default=1e-3, gt=0)
     contextual: float = Field(default=0.1, ge=0)
-    gan: GanLoss = "least-squares"
+    gan: Literal["log", "least-squares"] = "least-squares"  # models.losses.GanLoss: a recipe is read without torch
     adversarial: float = Field(default=1.0, ge=0)
     cycle: float = Field(default=10.0, ge=0)
     identity: float = Field(default=5.0, ge=0)

@@ -1,6 +1,8 @@
 """Every recipe that ships runs, resumes exactly, and has a network of the size it says: with --tiny, in seconds."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,10 @@ def test_the_recipes_are_listed() -> None:
     result = CliRunner().invoke(main, ["configs"])
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.output.splitlines()] == NAMES
+
+
+def test_the_recipes_are_listed_where_torch_cannot_be_imported() -> None:
+    blocked = "import sys; sys.modules['torch'] = None; from models.__main__ import main; main(['configs'])"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == NAMES
