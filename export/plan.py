@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import pwd
 import re
+import shlex
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -175,22 +177,20 @@ def read_plan(folder: Path, name: str, key: PlanKey, *, remedy: str) -> tuple[by
     Raises
     ------
     PlanError
-        It is absent, damaged, built under another key, or others could have written it. The message names all that is
-        wrong with the key, and ends with ``remedy``.
+        It is absent, damaged, not to be read, built under another key, or others could have written it. The message
+        names all that is wrong with the key, and ends with ``remedy``, or what to do about the owner.
     """
     path, beside = folder / name, folder / f"{name}.json"
-    if not (path.is_file() and beside.is_file()):
+    plan, text = read_private(path), read_private(beside)
+    if plan is None or text is None:
         raise PlanError(f"There is no TensorRT plan {path}. {remedy}")
-    check_private(path)
-    check_private(beside)
     try:
-        record = PlanRecord.model_validate_json(beside.read_bytes())
+        record = PlanRecord.model_validate_json(text)
     except ValidationError as exc:
         wrong = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in exc.errors())
         raise PlanError(f"{beside} is no record of a plan ({wrong}). {remedy}") from exc
     if differing := differences(record.key, key):
         raise PlanError(f"The plan {path} was built for {', '.join(differing)}. {remedy}")
-    plan = path.read_bytes()
     if hashlib.sha256(plan).hexdigest() != record.sha256:
         raise PlanError(f"The plan {path} ({len(plan)} bytes) is damaged or cut off: its hash is wrong. {remedy}")
     return plan, record
@@ -208,6 +208,43 @@ def differences(built: PlanKey, here: PlanKey) -> list[str]:
 def _brief(value: object) -> str:
     text = "none" if value is None else str(value)
     return f"{text[:12]}…" if len(text) == 64 else text
+
+
+def read_private(path: Path) -> bytes | None:
+    """The bytes of a file in a folder of plans; None where there is none.
+
+    Raises
+    ------
+    PlanError
+        As `check_private`; or this user may not read it, as when root has made it.
+    """
+    try:
+        if not path.is_file():
+            return None
+        check_private(path)
+        return path.read_bytes()
+    except OSError as exc:
+        raise PlanError(f"{path} cannot be read: {exc.strerror}. {remedy_of(exc, path.parent)}") from exc
+
+
+def remedy_of(exc: OSError, folder: Path) -> str:
+    """What to do about a folder of plans that cannot be read or written."""
+    if isinstance(exc, PermissionError):
+        return f"Plans belong to the user that runs superlens: sudo chown -R {_name(os.geteuid())} {folder}"
+    return "Free some space there, and look for faults of the disk in dmesg."
+
+
+def as_user(uid: int) -> str:
+    """What a shell command begins with so that it works on a service's plans; nothing where no service keeps them."""
+    state = os.environ.get("STATE_DIRECTORY")
+    return f"sudo -u {_name(uid)} env STATE_DIRECTORY={shlex.quote(state)} " if state else ""
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # as in a container
+        return f"#{uid}"
 
 
 def check_private(path: Path) -> None:
@@ -229,8 +266,19 @@ def check_private(path: Path) -> None:
         if open_to_others or facts.st_uid not in (0, os.geteuid()):
             raise PlanError(
                 f"{place} belongs to user {facts.st_uid} with mode {stat.filemode(facts.st_mode)}: others could put "
-                f"their own code into {path.name}. Keep plans where only this user writes: chmod -R go-w {place}"
+                f"their own code into {path.name}. {_own_words(place, facts, folder if near else None)}"
             )
+
+
+def _own_words(place: Path, facts: os.stat_result, folder: Path | None) -> str:
+    """What to do about a place that is not this user's alone; ``folder`` of the plans, None for one above it."""
+    if facts.st_uid in (0, os.geteuid()):
+        return f"Keep plans where only this user writes: chmod {'-R ' if folder else ''}go-w {place}"
+    if os.geteuid() == 0:
+        return f"Run this as that user: {as_user(facts.st_uid) or f'sudo -u {_name(facts.st_uid)} '}superlens ..."
+    if folder is None:
+        return "Keep plans in a folder of this user: set XDG_CACHE_HOME, or STATE_DIRECTORY for a service."
+    return f"Keep plans where only this user writes: sudo chown -R {_name(os.geteuid())} {folder}"
 
 
 def write_together(folder: Path, files: Mapping[str, bytes]) -> None:

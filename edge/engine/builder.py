@@ -26,7 +26,7 @@ from edge.engine.prepare import Counts
 from export.bindings import check_release
 from export.errors import CancelledBuildError, PlanError
 from export.manifest import Bundle, Precision
-from export.plan import PlanKey, PlanRecord, Shape, build_command, key_here, plan_name, read_plan
+from export.plan import PlanKey, PlanRecord, Shape, as_user, build_command, key_here, plan_name, read_plan
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,12 @@ def default_plans() -> Path:
 
 def rebuild_words() -> str:
     """What to do about a plan that is refused. The builder alone would make one that nobody has measured."""
-    state = os.environ.get("STATE_DIRECTORY")
-    service = f"STATE_DIRECTORY={shlex.quote(state)} " if state else ""
-    command = f"{service}superlens doctor --selftest --rebuild"
-    return f"Build and measure it: {command} (as the user and with the options of superlens run)."
+    service = as_user(os.geteuid())
+    program = f"{service}{shlex.quote(str(Path(sys.executable).with_name('superlens')))}" if service else "superlens"
+    return (
+        f"Build and measure it: {program} doctor --selftest --rebuild "
+        "(as the user and with the options of superlens run, --config among them)."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from edge.errors import ConfigError, EdgeError, EngineError
 from edge.utc import utc_now
 from export.errors import CancelledBuildError, PlanError
 from export.manifest import Precision
-from export.plan import PlanKey, check_private, choice_name, move_plan, write_together
+from export.plan import PlanKey, check_private, choice_name, move_plan, read_private, remedy_of, write_together
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +108,11 @@ def stored_choice(job: BuildJob) -> Choice:
 
 def _written_choice(job: BuildJob) -> Choice | None:
     path = job.plans / choice_name(job.bundle.name, job.shape_px)
-    if not path.is_file():
+    text = read_private(path)
+    if text is None:
         return None
-    check_private(path)
     try:
-        choice = Choice.model_validate_json(path.read_bytes())
+        choice = Choice.model_validate_json(text)
     except ValidationError as exc:
         raise PlanError(f"{path} is no choice of a plan: {exc}") from exc
     if choice.precision not in {candidate.precision for candidate in choice.candidates}:
@@ -182,7 +182,8 @@ def choose(
     except PlanError as exc:
         raise EngineError(str(exc)) from exc
     except OSError as exc:
-        raise EngineError(f"Engines cannot be kept in {job.plans}: {exc.strerror}. Free some space there.") from exc
+        reason = f"{exc.strerror}. {remedy_of(exc, job.plans)}"
+        raise EngineError(f"Engines cannot be kept in {job.plans}: {reason}") from exc
     log.info("%s: %s", job.bundle.name, choice.note)
     return choice
 

@@ -545,7 +545,7 @@ def test_a_plan_whose_key_changed_is_refused_with_the_command_while_the_cpu_runs
         with caplog.at_level("INFO", logger="edge.making"):
             daemon.start_live()
         (refusal,) = [record.getMessage() for record in caplog.records if record.name == "edge.making"]
-        command = f"STATE_DIRECTORY={tmp_path / 'state'} superlens doctor --selftest --rebuild"
+        command = f"{sys.executable.rpartition('/')[0]}/superlens doctor --selftest --rebuild"
         assert refusal.count("was built for") == refusal.count(command) == 1
         engine = daemon.board.status().engine
         assert (engine.backend, engine.fallback) == ("openvino", True)

@@ -63,11 +63,21 @@ def test_a_folder_above_may_be_shared_where_only_owners_rename(plans: Path, mode
             check_private(plans)
 
 
-def test_a_plan_of_another_user_is_refused(plans: Path) -> None:
+def test_a_plan_of_another_user_is_refused(plans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a file away")
     os.chown(plans, 12345, -1)
-    with pytest.raises(PlanError, match="belongs to user 12345"):
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/superlens")
+    run_as_they = r"that user: sudo -u #12345 env STATE_DIRECTORY=/var/lib/superlens superlens"
+    with pytest.raises(PlanError, match=f"belongs to user 12345.*{run_as_they}"):
+        check_private(plans)
+
+
+def test_whoever_is_not_root_is_told_to_make_the_plans_their_own(plans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        os.chown(plans, 12345, -1)  # what belongs to root would pass
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    with pytest.raises(PlanError, match=rf"this user writes: sudo chown -R #54321 {plans}"):
         check_private(plans)
 
 

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import pwd
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -253,8 +254,35 @@ def test_the_service_is_told_where_its_plans_are_kept(lab: Lab, job: BuildJob, m
     choose(job, FRAMES, **lab.means())
     (job.plans / "gain_int8_fp16_32x48.plan").unlink()
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/superlens")
-    with pytest.raises(EngineError, match="measure it: STATE_DIRECTORY=/var/lib/superlens superlens doctor"):
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    command = f"sudo -u {user} env STATE_DIRECTORY=/var/lib/superlens .*/superlens doctor --selftest --rebuild"
+    with pytest.raises(EngineError, match=f"measure it: {command}"):
         stored_choice(job)
+
+
+@pytest.mark.parametrize("file", ["gain_32x48.choice.json", "gain_int8_fp16_32x48.plan"])
+def test_a_file_that_only_root_may_read_is_an_error_that_says_so_and_the_cpu_runs(
+    lab: Lab, job: BuildJob, begin: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Who rebuilds with sudo makes such files."""
+    choose(job, FRAMES, **lab.means())
+    read = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: _refuse(errno.EACCES) if path == job.plans / file else read(path)
+    )
+    with pytest.raises(EngineError, match=rf"{file} cannot be read: Permission denied\. .*chown -R \S+ {job.plans}"):
+        stored_choice(job)
+    _, choice, made = begin(job, fallback=True)
+    assert choice.fallback
+    assert made is not None
+
+
+def test_a_folder_that_only_root_may_write_says_whose_it_must_be(
+    lab: Lab, job: BuildJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "_alone", lambda folder: _refuse(errno.EACCES))
+    with pytest.raises(EngineError, match=rf"kept in .*: Permission denied\. .*sudo chown -R \S+ {job.plans}"):
+        choose(job, FRAMES, **lab.means())
 
 
 def test_a_plan_that_nobody_measured_is_refused_and_measured(
