@@ -1,4 +1,4 @@
-"""One PI controller: what its commands ask and answer. No policy: what may move, `pzt` and the interlock decide."""
+"""One PI controller: what its commands ask and answer. No policy: what may move, `stage` and the interlock decide."""
 
 from __future__ import annotations
 

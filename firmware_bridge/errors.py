@@ -5,9 +5,9 @@ FirmwareError
     LinkTimeoutError(TimeoutError)      no answer, or not at rest, before a deadline
     ProtocolError                       an answer that cannot be the answer to the question
     ServoLostError                      a servo is open that was closed: a reboot, a power cut, the front switch
-  RefusedError(FirmwareError)           the request was not carried out: nothing moved
+  RefusedError(FirmwareError)           the request was not carried out: nothing moved, but for a StoppedError
     OutOfRangeError(ValueError)         because a value is not a number or lies beyond a limit
-    StoppedError                        because somebody pressed stop: the stage holds where it came to rest
+    StoppedError                        because of a stop, maybe on the way: the stage holds where it came to rest
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ServoLostError(LinkError):
 
 
 class RefusedError(FirmwareError):
-    """A request was refused, by us or by the controller. Nothing moved.
+    """A request was refused, by us or by the controller. Nothing moved, unless it is a StoppedError.
 
     Parameters
     ----------

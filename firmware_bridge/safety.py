@@ -4,13 +4,15 @@
 
                  arm(by)              begin_approach(here)            engage(here)
     DISARMED -------------> ARMED ------------------------> APPROACHING ------------> ENGAGED
-       ^  ^                 |  ^ ^                               |                       |
-       |  |    lost(why)    |  | +---- retracted(here) ----------+                       |
-       |  +-----------------+  +------ retracted(here) ----------------------------------+
-       |                    |                                    |                       |
-       | reset(by)          v       overload, stale sample       v                       v
-       +----------------- FAULT <--------------------------------+-----------------------+
-                                    silent link (any state but DISARMED), lost(why) once it approaches
+     |  ^  ^                |  ^ ^                               |                       |
+     |  |  |   lost(why)    |  | +---- retracted(here) ----------+                       |
+     |  |  +----------------+  +------ retracted(here) ----------------------------------+
+     |  |                   |                                    |                       |
+     |  | reset(by)         v       overload, stale sample       v                       v
+     |  +---------------- FAULT <--------------------------------+-----------------------+
+     |                      ^       silent link (any state but DISARMED), lost(why) once it approaches
+     +----------------------+
+      overload, stale sample
 
 A fault is latched first, so that nothing may move any more, and then retracts: stop, PZT z and focus in the order that
 the mount of the sphere wants; z is sent again until it has arrived, or a person resets. A loss does the same once,
@@ -69,8 +71,8 @@ class Interlock:
     """Says what may move, and retracts when something is wrong. Safe to use from several threads.
 
     It is the MotionGuard of a PztStage (`check_move`, `check_servo`, `polled`, `lost`) and the guard of a focus stage
-    (`check_focus`). Somebody has to call `tick` a few times a second: the contact monitor's thread does, and the
-    daemon's heartbeat should, so that each watches the other.
+    (`check_focus`). Somebody has to call `tick` a few times a second: the contact monitor's thread, the
+    watch and the daemon's heartbeat all do, so that each watches the others.
 
     Parameters
     ----------
