@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import types
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +19,7 @@ from firmware_bridge.approach import approach
 from firmware_bridge.errors import LinkError
 from firmware_bridge.focus_commands import contact, focus
 from firmware_bridge.position import PositionUm
-from firmware_bridge.safety import State
+from firmware_bridge.safety import Rules, State
 from firmware_bridge.simulator import Simulator, serve_tcp
 from firmware_bridge.simulator.cantilever import SimulatedCantilever
 from firmware_bridge.simulator.esp301 import Esp301Server, SimulatedEsp301
@@ -29,6 +30,12 @@ def run(*words):
     result = CliRunner().invoke(Commands(commands={"focus": focus, "contact": contact}), words)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A machine that is busy may sample the contact late: what the interlock makes of that is tested elsewhere."""
+    monkeypatch.setattr(focus_commands, "Rules", partial(Rules, contact_timeout_s=2.0))
 
 
 SIMULATED_APPROACH = (
