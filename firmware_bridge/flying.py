@@ -144,7 +144,7 @@ def _silent_afterwards(output: TriggerOutput) -> Iterator[None]:
 
 @contextmanager
 def _at_velocity(stage: PztStage, velocity_um_s: float) -> Iterator[None]:
-    before_um_s = min(stage.velocity_um_s())
+    before_um_s = stage.velocity_um_s()
     try:
         stage.set_velocity(velocity_um_s=velocity_um_s)
         yield

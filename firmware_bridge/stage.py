@@ -77,7 +77,7 @@ class PztStage:
         self.simulator: Simulator | None = server.simulator if server else None
         self.simulated = self.simulator is not None or "SIMULATED" in self.identity
         self._wanted_limits_um, self._max_step_um, self._z_sign = limits_um, max_step_um, z_sign
-        self._wanted_velocity_um_s: float | None = None
+        self._wanted_velocity_um_s: PositionUm | None = None
         self._clock = clock
         self._mover = Mover(controller, rest, self.guard, clock=clock, sleep=sleep)
         self._read_all()
@@ -180,8 +180,8 @@ class PztStage:
 
     # -- what it is told ----------------------------------------------------------------------------------------------
 
-    def set_velocity(self, *, velocity_um_s: float) -> None:
-        """Set the velocity of all axes; it is set again when the servo is closed after a reboot.
+    def set_velocity(self, *, velocity_um_s: float | PositionUm) -> None:
+        """Set the velocity of all axes, or of each its own; it is set again when the servo is closed after a reboot.
 
         Raises
         ------
@@ -190,16 +190,17 @@ class PztStage:
         LinkError
             The link failed.
         """
-        if not (math.isfinite(velocity_um_s) and velocity_um_s > 0):
+        each_um_s = velocity_um_s if isinstance(velocity_um_s, PositionUm) else PositionUm(*[velocity_um_s] * 3)
+        if not all(math.isfinite(one_um_s) and one_um_s > 0 for one_um_s in each_um_s):
             raise OutOfRangeError(f"a velocity of {velocity_um_s} um/s: expected a positive number")
-        self.guard.check_velocity(velocity_um_s)
-        before_um_s, self._wanted_velocity_um_s = self._wanted_velocity_um_s, velocity_um_s
+        self.guard.check_velocity(max(each_um_s))
+        before_um_s, self._wanted_velocity_um_s = self._wanted_velocity_um_s, each_um_s
         try:
-            self.tell(gcs.set_line("VEL", dict.fromkeys(self.profile.axes, velocity_um_s)))
+            self.tell(gcs.set_line("VEL", dict(zip(self.profile.axes, each_um_s, strict=True))))
         except OutOfRangeError:  # what failed in another way is still wanted when the servo is closed again
             self._wanted_velocity_um_s = before_um_s
             raise
-        self._mover.slew_um_s = velocity_um_s
+        self._mover.slew_um_s = min(each_um_s)
 
     def servo_on(self) -> None:
         """Close the servo loop, and verify that it is closed. **The stage may jump**: lift the sphere first.

@@ -105,6 +105,14 @@ def test_a_line_that_goes_wrong_leaves_no_pulses_and_no_slow_stage_behind(flight
     assert len(pulses) == count
 
 
+def test_a_line_leaves_each_axis_the_velocity_that_it_had():
+    with open_stage("sim:e727") as stage:
+        before_um_s = PositionUm(1000.0, 800.0, 50.0)
+        stage.set_velocity(velocity_um_s=before_um_s)
+        fly(stage, LINE, TriggerOutput(stage), **KEEPS)
+        assert stage.velocity_um_s() == before_um_s
+
+
 def test_an_e517_flies_by_its_wave_generator_only():
     with open_stage("sim:e517") as stage, pytest.raises(RefusedError, match="wave generator"):
         fly(stage, LINE, TriggerOutput(stage), **KEEPS)
