@@ -33,7 +33,7 @@ _PACKAGES = (
     "simplejpeg",
     "openvino",
 )
-_JETSON = "pip install 'superlens[jetson]'"
+_JETSON = ".venv/bin/pip install -e '.[jetson]' in the checkout"
 _OPTIONAL = {
     "onnxruntime": INSTALL["onnxruntime"],
     "tensorrt": "comes with JetPack; a virtual environment sees it if made with --system-site-packages",
@@ -41,7 +41,7 @@ _OPTIONAL = {
     "cuda-bindings": _JETSON,
     "NVRTC": "apt install cuda-nvrtc-12-6 (JetPack 6) or cuda-nvrtc-13-0 (JetPack 7)",
     "gpiozero": _JETSON,
-    "torch": "pip install 'superlens[train]'  (training only)",
+    "torch": ".venv/bin/pip install -e '.[train]' in the checkout  (training only)",
 }
 _NEEDED: dict[Backend, tuple[str, ...]] = {
     "openvino": ("openvino",),
@@ -73,7 +73,7 @@ def examine() -> dict[str, Any]:
         "processor": _processor(),
         "jetson": _first_line(Path("/etc/nv_tegra_release")) or "no",
         "nvidia_gpu": "present" if Path("/dev/nvidia0").exists() or Path("/dev/nvhost-gpu").exists() else "none",
-        "packages": {name: _version(name) or "MISSING: pip install superlens" for name in _PACKAGES},
+        "packages": {name: _version(name) or "MISSING: make install, in the checkout" for name in _PACKAGES},
         "optional": {name: _version(name) or f"not installed: {how}" for name, how in _OPTIONAL.items()},
         "serial_ports": [f"{port.device}: {port.description}" for port in list_ports.comports()],
         "gpio_chips": sorted(str(path) for path in Path("/dev").glob("gpiochip*")),
@@ -86,7 +86,7 @@ def examine() -> dict[str, Any]:
 def packages(backend: Backend) -> list[Package]:
     """All that the appliance can use, and which of it a configuration with this back end has to have."""
     computes = _NEEDED[backend]
-    every = dict.fromkeys(_PACKAGES, "pip install superlens") | _OPTIONAL
+    every = dict.fromkeys(_PACKAGES, "make install, in the checkout") | _OPTIONAL
     return [
         Package(name, _version(name), how, needed=name in (*_PACKAGES, *computes), computes=name in computes)
         for name, how in every.items()

@@ -214,7 +214,9 @@ def _one_clear_error() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
-        click.echo(f"error: this needs {exc.name}, which is not installed: pip install 'superlens[export]'", err=True)
+        click.echo(
+            f"error: this needs {exc.name}, which is not installed: run make install-dev in the checkout", err=True
+        )
         raise SystemExit(2) from exc
     except (ExportError, ModelsError, OSError) as exc:
         click.echo(f"error: {exc}", err=True)

@@ -41,7 +41,9 @@ def infer_with(model: Path, engine: str = "onnxruntime", *, precision: Precision
     try:
         run = ENGINES[engine](model, precision)
     except ModuleNotFoundError as exc:
-        raise ExportError(f"engine {engine} needs {exc.name}: pip install 'superlens[export]'") from exc
+        raise ExportError(
+            f"engine {engine} needs {exc.name}: .venv/bin/pip install -e '.[export]' in the checkout"
+        ) from exc
 
     def infer(image: Image) -> Mapping[str, Image]:
         if image.ndim != 2:

@@ -27,7 +27,7 @@ def _in_range(value_v: float, where: str) -> float:
 
 
 def _missing(chip: str, exc: ImportError) -> RefusedError:
-    return RefusedError(f"the {chip} needs {exc.name}: run pip install 'superlens[jetson]'")
+    return RefusedError(f"the {chip} needs {exc.name}: run .venv/bin/pip install -e '.[jetson]' in the checkout")
 
 
 class I2cBus(Protocol):

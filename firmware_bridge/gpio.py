@@ -29,7 +29,7 @@ def check_installed() -> tuple[type[Exception], ...]:
         from gpiozero.pins.lgpio import LGPIOFactory  # noqa: F401
     except ImportError as exc:
         raise RefusedError(
-            f"the trigger line needs gpiozero and lgpio ({exc}): run pip install 'superlens[jetson]'"
+            f"the trigger line needs gpiozero and lgpio ({exc}): .venv/bin/pip install -e '.[jetson]' in the checkout"
         ) from exc
     return OSError, GPIOZeroError, lgpio.error
 

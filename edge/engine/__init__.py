@@ -29,9 +29,9 @@ BACKENDS: dict[Backend, str] = {
 """The driver of each back end, imported when it is asked for."""
 
 INSTALL: dict[Backend, str] = {
-    "openvino": "pip install superlens",
-    "onnxruntime": "pip install 'superlens[export]'",
-    "tensorrt": "it comes with JetPack; pip install 'superlens[jetson]' for what it runs on",
+    "openvino": "make install, in the checkout",
+    "onnxruntime": ".venv/bin/pip install -e '.[export]' in the checkout",
+    "tensorrt": "it comes with JetPack; .venv/bin/pip install -e '.[jetson]' in the checkout for what it runs on",
 }
 
 

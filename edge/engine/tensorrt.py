@@ -114,7 +114,9 @@ def _loop(network: LoadedPlan, counts: Counts, manifest: Manifest) -> CudaLoop:
     try:
         from edge.engine.cuda.loop import CudaLoop
     except ModuleNotFoundError as exc:
-        raise EngineError(f"{exc.name} is not installed. Install it: pip install 'superlens[jetson]'.") from exc
+        raise EngineError(
+            f"{exc.name} is not installed. Install it: .venv/bin/pip install -e '.[jetson]' in the checkout."
+        ) from exc
     return CudaLoop(network, counts, manifest)
 
 

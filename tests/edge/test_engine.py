@@ -114,7 +114,7 @@ def test_a_missing_back_end_names_the_extra_and_nothing_takes_its_place(
         raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(EngineError, match=r"pip install 'superlens\[export\]'"):
+    with pytest.raises(EngineError, match=r"pip install -e '\.\[export\]' in the checkout"):
         load_engine(load_bundle(identity_bundle), **DEFAULTS, backend="onnxruntime")
 
 

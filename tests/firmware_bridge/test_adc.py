@@ -134,7 +134,7 @@ def test_a_bus_that_does_not_exist_says_what_to_do(monkeypatch):
 )
 def test_a_missing_library_names_its_extra(monkeypatch, module, opens):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(RefusedError, match=r"pip install 'superlens\[jetson\]'"):
+    with pytest.raises(RefusedError, match=r"pip install -e '\.\[jetson\]' in the checkout"):
         opens()
 
 

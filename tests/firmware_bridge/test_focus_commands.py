@@ -106,7 +106,7 @@ def test_a_missing_library_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "smbus2", None)
     result = run("contact", "read", "--adc", "ads1115")
     assert result.exit_code == 1
-    assert "superlens[jetson]" in result.stderr
+    assert "'.[jetson]' in the checkout" in result.stderr
 
 
 def test_read_says_mean_and_noise():

@@ -40,7 +40,7 @@ def bench(request, profile):
     except ImportError as exc:
         if os.environ.get("CI") == "true":
             pytest.fail(f"pipython is part of the dev extra: {exc}")
-        pytest.skip(f"pipython is not installed ({exc}): pip install 'superlens[dev]'")
+        pytest.skip(f"pipython is not installed ({exc}): .venv/bin/pip install -e '.[dev]' in the checkout")
 
     class Socket(PISocket):
         def close(self):

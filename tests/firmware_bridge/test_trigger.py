@@ -67,7 +67,7 @@ def test_a_pulse_ends_low_and_the_line_is_given_back_once():
 
 def test_a_missing_library_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lgpio", None)
-    with pytest.raises(RefusedError, match=r"pip install 'superlens\[jetson\]'"):
+    with pytest.raises(RefusedError, match=r"pip install -e '\.\[jetson\]' in the checkout"):
         open_trigger(chip=0, pin=1)
 
 

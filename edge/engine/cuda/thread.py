@@ -170,7 +170,9 @@ def _open(device: int) -> tuple[Any, str]:
     try:
         import pycuda.driver as cuda
     except ModuleNotFoundError as exc:
-        raise EngineError(f"{exc.name} is not installed. Install it: pip install 'superlens[jetson]'.") from exc
+        raise EngineError(
+            f"{exc.name} is not installed. Install it: .venv/bin/pip install -e '.[jetson]' in the checkout."
+        ) from exc
     except ImportError as exc:
         raise EngineError(
             f"pycuda cannot be loaded ({exc}). It needs NVIDIA's driver library libcuda.so.1: install the driver, "
