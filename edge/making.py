@@ -1,7 +1,7 @@
 """The TensorRT engine of an instrument: the one that was chosen before, or one that a thread makes meanwhile.
 
-Building and measuring take minutes. Where the configuration allows it, the CPU runs in these minutes, labelled; the
-GPU's times are measured beside a busy CPU then, as they will be in use.
+Building and measuring take minutes. In these minutes the plan that was chosen before runs, where only another one is to
+be made; else the CPU, labelled, where the configuration allows it. The GPU's times are measured beside what runs then.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge.devices import Camera, Engine
 from edge.engine.builder import GRACE_S, BuildJob, BuildProgress, Progress
 from edge.engine.choice import Choice
-from edge.engine.select import choose, fall_back, load_plan, stored_choice
+from edge.engine.select import choose, fall_back, load_plan, stored_choice, unfinished
 from edge.errors import EngineError
 from edge.frames import DTYPE, FramePool, slot_shape
 
@@ -114,7 +114,7 @@ def open_engine(
 ) -> tuple[Engine, Choice, Making | None]:
     """The engine to begin with, why it is the one, and what is to be made while it runs, not yet started.
 
-    Without ``fallback`` there is nothing to begin with but TensorRT: the plan is made here and now.
+    Without ``fallback`` nothing but TensorRT may run: where no plan can be used, one is made here and now.
 
     Parameters
     ----------
@@ -133,10 +133,17 @@ def open_engine(
     if not again:
         try:
             choice = stored_choice(job)
-            return load_plan(job, choice.precision, job.plans), choice, None
+            missing = unfinished(job, choice)
+            judges = frames() if missing else ()
+            engine = load_plan(job, choice.precision, job.plans)
         except EngineError as exc:
             log.info("%s", exc)
             reason = str(exc)
+        else:
+            if missing is None:
+                return engine, choice, None
+            log.info("%s", missing)
+            return engine, choice, Making(job, judges, slots)
         if fallback:
             judges = frames()
             return *fall_back(job, reason), Making(job, judges, slots)

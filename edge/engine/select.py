@@ -74,18 +74,17 @@ def fall_back(job: BuildJob, reason: str, *, load: Load = load_plan) -> tuple[En
 
 
 def stored_choice(job: BuildJob) -> Choice:
-    """The choice that was made before, every key still what it was and its plan the one that was measured.
+    """The choice that was made before, its plan's key still what it was and its plan the one that was measured.
 
     Raises
     ------
     EngineError
-        It is time to choose: none was made, or a plan of it must not be used here (all that differs, and the command
-        that builds and measures it again), or one that could not be built or run is to be tried again. Or TensorRT or
-        the GPU is not there.
+        It is time to choose: none was made, or its plan must not be used here (all that differs, and the command that
+        builds and measures it again). Or TensorRT or the GPU is not there.
     """
     name = job.bundle.name
     try:
-        keys = {precision: job.key(precision) for precision in first_choices(job.bundle.precisions)}
+        job.key("fp32")  # first whether there is a TensorRT and a GPU at all
         choice = _written_choice(job)
         if choice is None:
             raise EngineError(f"No TensorRT plan was chosen yet for {name} at {job.shape_px} px.")
@@ -95,15 +94,25 @@ def stored_choice(job: BuildJob) -> Choice:
     except PlanError as exc:
         raise EngineError(str(exc)) from exc
     measured = {candidate.precision: candidate for candidate in choice.candidates}
-    if changed := [one for one, key in keys.items() if one not in measured or measured[one].key != key]:
-        raise EngineError(f"{', '.join(changed)} of {name} has changed since {choice.chosen_utc}.")
     if record.sha256 != measured[choice.precision].plan_sha256:
         raise EngineError(
             f"The plan {record.file} is not the one that was measured at {choice.chosen_utc}. {rebuild_words()}"
         )
-    if again := [f"{one.precision}: {one.problem}" for one in choice.candidates if 0 < one.attempts < MOST_ATTEMPTS]:
-        raise EngineError(f"{name} is chosen again, for what may have passed. {'; '.join(again)}.")
     return choice
+
+
+def unfinished(job: BuildJob, choice: Choice) -> str | None:
+    """Why there is to be chosen again while a :func:`stored_choice` runs; None where there is not.
+
+    The file or the key of another precision has changed, or one that could not be built or run is to be tried again.
+    """
+    name, measured = job.bundle.name, {candidate.precision: candidate.key for candidate in choice.candidates}
+    offered = first_choices(job.bundle.precisions)
+    if changed := [one for one in offered if measured.get(one) != job.key(one)]:
+        return f"{', '.join(changed)} of {name} has changed since {choice.chosen_utc}."
+    if again := [f"{one.precision}: {one.problem}" for one in choice.candidates if 0 < one.attempts < MOST_ATTEMPTS]:
+        return f"{name} is chosen again, for what may have passed. {'; '.join(again)}."
+    return None
 
 
 def _written_choice(job: BuildJob) -> Choice | None:

@@ -63,6 +63,7 @@ class Workshop:
 
     def __init__(self) -> None:
         self.stored: Choice | None = None
+        self.to_do: str | None = None
         self.failure: Exception | None = None
         self.go_on = threading.Event()
         self.frames: list[np.ndarray] = []
@@ -74,6 +75,9 @@ class Workshop:
         if self.stored is None:
             raise EngineError("No TensorRT plan was chosen yet.")
         return self.stored
+
+    def unfinished(self, job: BuildJob, choice: Choice) -> str | None:
+        return self.to_do
 
     def choose(
         self, job: BuildJob, frames: Any, *, progress: Any, cancelled: threading.Event | None, again: bool = False
@@ -122,7 +126,7 @@ class Workshop:
 @pytest.fixture
 def workshop(monkeypatch: pytest.MonkeyPatch) -> Workshop:
     shop = Workshop()
-    for name in ("stored_choice", "choose", "load_plan", "fall_back"):
+    for name in ("stored_choice", "unfinished", "choose", "load_plan", "fall_back"):
         monkeypatch.setattr(making, name, getattr(shop, name))
     return shop
 
@@ -214,6 +218,24 @@ def test_the_engine_takes_over_between_two_live_views_by_itself(
     assert (status.state, status.engine.backend, status.engine.fallback) == (RunState.LIVE, "tensorrt", False)
     assert (status.engine.note, status.engine.building, status.problems) == (CHOICE.note, None, ())
     assert workshop.closed == ["openvino"]
+
+
+def test_a_plan_that_was_chosen_before_runs_while_another_precision_is_tried_again(
+    make: Callable[..., Daemon], workshop: Workshop
+) -> None:
+    workshop.stored, workshop.to_do = CHOICE, "int8_fp16: the builder was killed"
+    daemon = make()
+    daemon.start_live()
+    daemon.turn()
+    status = daemon.board.status()
+    assert (status.engine.backend, status.engine.fallback) == ("tensorrt", False)
+    (problem,) = status.problems
+    assert (problem.severity, problem.title) == ("note", "gain runs on tensorrt in f32 while an engine is made")
+    finish(daemon, workshop)
+    daemon.board.wait_preview(-1, timeout_s=10)
+    status = daemon.board.status()
+    assert (status.state, status.engine.backend, status.problems) == (RunState.LIVE, "tensorrt", ())
+    assert workshop.closed == ["tensorrt"]
 
 
 def test_a_scan_goes_on_as_it_began_and_loses_no_tile(
