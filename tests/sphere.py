@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from firmware_bridge.contact import ContactMonitor, Sample, Thresholds
 from firmware_bridge.errors import LinkTimeoutError, StoppedError
@@ -15,6 +15,7 @@ from firmware_bridge.simulator.cantilever import SimulatedCantilever
 
 TRAVEL = Box(PositionUm(0, 0, 0), PositionUm(100, 100, 10))
 ME = "a tester"
+SETTLED_WITHIN_UM = 0.005  # of a simulated stage that has settled: some ten times its noise
 START = PositionUm(50, 50, 6)
 V_PER_NM = 0.004
 LIMITS = Thresholds(set_point_v=1.2, overload_v=2.0, broken_v=0.2)  # the set point is 50 nm of force
@@ -105,8 +106,11 @@ class Bench:
     def close(self) -> None:
         self.done.append(("close", self.now_s))
 
-    def focus_up(self, *, wait: bool = False) -> None:
+    def focus_up(self) -> None:
         self.done.append(("focus", self.now_s))
+
+    def lift(self, failed: Callable[[str], None], given_up: threading.Event | None) -> None:
+        self.focus_up()
 
 
 class SteppedMonitor(ContactMonitor):

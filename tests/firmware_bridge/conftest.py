@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from firmware_bridge.link import Link
+from firmware_bridge.pzt import PztStage, open_stage
+from firmware_bridge.simulator import Simulator, serve_tcp
 
 
 class ScriptedTransport:
@@ -85,3 +87,18 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture(params=["sim:e727", "sim:e517", "tcp:e727", "tcp:e517"])
+def stage(request: pytest.FixtureRequest) -> Iterator[PztStage]:
+    """An open stage on either controller and wire; `behind` is its simulator."""
+    wire, _, profile = request.param.partition(":")
+    simulator = Simulator(profile)
+    if wire == "sim":
+        with open_stage(request.param, simulator=simulator) as stage:
+            stage.behind = simulator
+            yield stage
+    else:
+        with serve_tcp(simulator) as server, open_stage(server.address) as stage:
+            stage.behind = simulator
+            yield stage
