@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.devices import Camera
+from edge.errors import ConfigError
 from edge.frames import LAYOUTS, PixelFormat, slot_shape, unpacked
 
 
@@ -25,6 +26,12 @@ class Counts:
     pixel_format, bit_depth : full scale is 2**bit_depth - 1 counts.
     dark : (height, width) counts, or None. flat : (height, width) relative gain, positive, or None.
     tiles : the frames are parts of larger ones, and what dark and flat hold is written over from one to the next.
+
+    Raises
+    ------
+    ConfigError
+        Dark or flat is not float32 of ``shape_px``, not finite, or a flat is not positive everywhere: of what reaches a
+        GPU, nothing is checked afterwards.
     """
 
     shape_px: tuple[int, ...]
@@ -33,6 +40,22 @@ class Counts:
     dark: NDArray[np.float32] | None = None
     flat: NDArray[np.float32] | None = None
     tiles: bool = False
+
+    def __post_init__(self) -> None:
+        for name, values, least in (("dark", self.dark, -np.inf), ("flat", self.flat, 0.0)):
+            if values is None:
+                continue
+            if values.shape != self.shape_px or values.dtype != np.float32:
+                raise ConfigError(
+                    f"The {name} is {values.dtype} of {values.shape} px, expected float32 of {self.shape_px} px, as "
+                    "the frames. Take it with this camera, and convert it with .astype(np.float32)."
+                )
+            if not (self.tiles or (np.isfinite(values).all() and values.min() > least)):
+                bad = values.size - int((np.isfinite(values) & (values > least)).sum())
+                raise ConfigError(
+                    f"The {name} has {bad} pixels that are not finite{' or not above 0' if name == 'flat' else ''}. "
+                    "Take it again, or give them the value of their neighbours."
+                )
 
     @classmethod
     def of(cls, camera: Camera) -> Counts:

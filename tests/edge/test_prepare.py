@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.engine.prepare import Counts, one_channel
+from edge.errors import ConfigError
 from edge.frames import LAYOUTS, PixelFormat, pack, unpacked
 from tests.contracts import packed, random_slot
 
@@ -107,3 +108,34 @@ def test_the_picture_of_a_slot_is_what_the_network_is_given_in_counts(pixel_form
     assert (shown.shape, shown.dtype) == ((16, 18), counts.result_dtype)
     assert np.abs(shown - prepared(counts, slot) * counts.full_scale).max() <= 0.5 + 1e-2
     assert np.shares_memory(shown, slot) == (pixel_format in ("mono8", "mono16", "rgb8"))
+
+
+ONES = np.ones((16, 18), np.float32)
+
+
+def spoilt(value: float) -> np.ndarray:
+    values = ONES.copy()
+    values[3, 4] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("given_as", "values", "words"),
+    [
+        ("dark", ONES.astype(np.float64), r"dark is float64 of \(16, 18\) px, expected float32 of \(16, 18\) px"),
+        ("flat", ONES[:8, :8], r"flat is float32 of \(8, 8\) px, expected float32 of \(16, 18\) px"),
+        ("dark", spoilt(np.nan), "dark has 1 pixels that are not finite. Take"),
+        ("flat", spoilt(np.inf), "flat has 1 pixels that are not finite or not above 0"),
+        ("flat", 0 * ONES, "flat has 288 pixels"),
+        ("flat", spoilt(-0.1), "flat has 1 pixels"),
+    ],
+    ids=["float64", "smaller", "nan", "infinite", "zeros", "negative"],
+)
+def test_a_dark_or_flat_that_would_spoil_the_pictures_is_refused(given_as: str, values: np.ndarray, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Counts((16, 18), "mono8", 8, **{given_as: values})
+
+
+def test_a_dark_may_be_below_zero_and_of_a_tile_nothing_is_known_yet() -> None:
+    Counts((16, 18), "mono8", 8, dark=spoilt(-2.0))  # a mean of frames with an offset taken off
+    Counts((16, 18), "mono8", 8, dark=spoilt(np.nan), flat=0 * ONES, tiles=True)
