@@ -1,27 +1,31 @@
 """`superlens`: run | scan | enhance | bench | doctor | check-config.
 
-Exit codes: 0 done, 1 it failed while running, 2 the command line or the configuration is wrong.
+Exit codes: 0 done, 1 it failed while running, 2 the command line or the configuration is wrong, 130 Ctrl-C broke it off.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+try:
+    import click
 
-from edge import __version__
-from edge.bench_commands import bench
-from edge.config import load_config
-from edge.errors import ConfigError, EdgeError
-from edge.options import config_from, config_options, errors_as_exit_codes, json_option, print_json
-from edge.process import log_tail, quit_on_signals, set_up_log, share_heaps
-from edge.service import Service
-from firmware_bridge.errors import FirmwareError
+    from edge import __version__
+    from edge.bench_commands import bench
+    from edge.config import load_config
+    from edge.errors import ConfigError, EdgeError
+    from edge.options import config_from, config_options, errors_as_exit_codes, json_option, print_json
+    from edge.process import log_tail, quit_on_signals, set_up_log, share_heaps
+    from edge.service import Service
+    from firmware_bridge.errors import FirmwareError
+except KeyboardInterrupt:  # these take a second, and nothing is open yet
+    sys.exit(130)
 
 if TYPE_CHECKING:
     from edge.daemon import Daemon
@@ -53,9 +57,9 @@ def run(
     *, host: str | None, port: int | None, no_web: bool, frames: int | None, json_path: str | None, **options: Any
 ) -> None:
     """Enhance live video, and show it on the status page."""
-    from edge.daemon import Daemon
-
     with errors_as_exit_codes():
+        from edge.daemon import Daemon
+
         config = config_from(**options, web={"host": host, "port": port})
         service = Service()
         daemon = Daemon(config, alive=service.alive)
@@ -180,10 +184,10 @@ def scan(
     **options: Any,
 ) -> None:
     """Raster-scan a region and place the tiles in one mosaic by stage position."""
-    from edge.daemon import Daemon
-    from edge.jobs import plan_scan
-
     with errors_as_exit_codes():
+        from edge.daemon import Daemon
+        from edge.jobs import plan_scan
+
         daemon = Daemon(config_from(**options))
         quit_on_signals(daemon.quit)
         try:
@@ -239,10 +243,10 @@ def scan(
 @json_option
 def enhance(*, sources: tuple[Path, ...], out: Path, json_path: str | None, **options: Any) -> None:
     """Enhance image files: each becomes OUT/<name>_enhanced.ome.tif."""
-    from edge.engine.tiling import TILE_PX
-    from edge.offline import enhance_files
-
     with errors_as_exit_codes():
+        from edge.engine.tiling import TILE_PX
+        from edge.offline import enhance_files
+
         config = load_config(None, {"engine": {"model": options["model"], "backend": options["backend"]}})
         print_json(
             json_path,
@@ -279,11 +283,11 @@ def check_config(*, path: Path | None, json_path: str | None) -> None:
 @json_option
 def doctor(*, selftest: bool, rebuild: bool, json_path: str | None, **options: Any) -> None:
     """Say what is installed, what is present and what is missing."""
-    from edge.doctor import examine, packages, print_checks, print_report
-
     if rebuild and not selftest:
         raise click.UsageError("--rebuild is a part of --selftest: give both.")
     with errors_as_exit_codes():
+        from edge.doctor import examine, packages, print_checks, print_report
+
         config = config_from(**options)
         if not selftest:
             report = examine()

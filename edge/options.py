@@ -24,6 +24,8 @@ def errors_as_exit_codes() -> Iterator[None]:
     """One clear line on stderr and an exit code; never a traceback for what a user can mend."""
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ConfigError as exc:
         click.echo(f"superlens: {exc}", err=True)
         sys.exit(2)

@@ -232,6 +232,27 @@ runpy.run_module("edge", run_name="__main__", alter_sys=True)
     assert json.loads(done.stdout)["frames"] == 3
 
 
+@pytest.mark.parametrize("slow", ["pydantic", "edge.daemon"])
+def test_ctrl_c_while_the_program_is_still_being_imported_ends_it_without_a_word(slow: str, tmp_path: Path) -> None:
+    interrupted = f"""
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {slow!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("edge", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", interrupted, "scan", "--region-um", "20", "20", "--out", str(tmp_path / "s")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_large_images_are_enhanced_in_tiles(superlens: Run, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tifffile.imwrite(tmp_path / "large.tif", rng.integers(0, 256, (300, 340), np.uint8))
