@@ -97,6 +97,7 @@ def open_guarded(
     if lifted_by is not None:
         interlock.sphere_lifted(by=lifted_by)
     with contextlib.ExitStack() as stack:
+        stack.callback(lift.wait, LEAVE_S)  # which ends when the interlock gives it up
         stack.callback(interlock.close)
         focus = None
         if open_focus is not None:
@@ -130,7 +131,7 @@ def _leave(stage: PztStage, interlock: Interlock, lift: FocusRetraction) -> None
         _retract(stage, interlock)
         raise
     finally:
-        lift.check()
+        lift.check(timeout_s=LEAVE_S)
 
 
 def _retract(stage: PztStage, interlock: Interlock) -> None:

@@ -218,7 +218,7 @@ class Interlock:
                 )
         if self._focus is not None:
             try:
-                self._focus.focus_up(wait=True)
+                self._focus.focus_up()
             except FirmwareError as exc:
                 raise RefusedError(f"the focus stage cannot be lifted, so the servo stays open: {exc}") from exc
 
@@ -264,7 +264,7 @@ class Interlock:
         elif was is State.ARMED:
             log.warning("disarmed: %s", why)
             if not lifted:
-                self._retraction.begin(self._failed, follow=False)
+                self._retraction.begin(self._failed)
 
     def sampled(self, asked_s: float, *, touches: bool) -> None:
         """A contact sample came, below the overload.
@@ -373,7 +373,9 @@ class Interlock:
             if self._overloaded:
                 raise RefusedError("the contact is still overloaded: lift the sphere, then reset")
             self._state, self._why, self._lifted, self._polled_s = State.DISARMED, None, False, None
-        self._retraction.give_up()
+            way = self._retraction.way  # of this fault: the next one may come before it is given up
+        if way is not None:
+            way.give_up()
         log.warning("fault reset by %s", by)
 
     def tick(self) -> None:
@@ -402,9 +404,10 @@ class Interlock:
         with self._lock:
             if self._state is State.FAULT:
                 return
+            way = self._retraction.due()  # before anybody sees the fault, and waits for it
             self._state, self._why, self._crept_um = State.FAULT, why, 0.0
         log.error("FAULT: %s; stopping and retracting", why)
-        self._retraction.begin(self._failed, follow=True)
+        self._retraction.begin(self._failed, way)
 
     def _failed(self, what: str) -> None:
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from firmware_bridge.contact import ContactMonitor, Sample, Thresholds
 from firmware_bridge.errors import LinkTimeoutError, StoppedError
@@ -106,8 +106,11 @@ class Bench:
     def close(self) -> None:
         self.done.append(("close", self.now_s))
 
-    def focus_up(self, *, wait: bool = False) -> None:
+    def focus_up(self) -> None:
         self.done.append(("focus", self.now_s))
+
+    def lift(self, failed: Callable[[str], None], given_up: threading.Event | None) -> None:
+        self.focus_up()
 
 
 class SteppedMonitor(ContactMonitor):

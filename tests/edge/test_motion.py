@@ -72,18 +72,17 @@ def make(identity_bundle: Path, small_specimen: Path, tmp_path: Path) -> Iterato
 def retractions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the interlock has done to focus and stage, in its order."""
     done: list[str] = []
-    lift, retract = FocusRetraction.focus_up, PztRetraction.retract_z
+    lift, retract = FocusRetraction.lift, PztRetraction.retract_z
 
-    def lifting(self: FocusRetraction, *, wait: bool = False) -> None:
-        if not wait:  # else it is for the servo
-            done.append("focus")
-        lift(self, wait=wait)
+    def lifting(self: FocusRetraction, failed: Any, given_up: Any) -> None:
+        done.append("focus")
+        lift(self, failed, given_up)
 
     def retracting(self: PztRetraction) -> None:
         done.append("z")
         retract(self)
 
-    monkeypatch.setattr(FocusRetraction, "focus_up", lifting)
+    monkeypatch.setattr(FocusRetraction, "lift", lifting)
     monkeypatch.setattr(PztRetraction, "retract_z", retracting)
     return done
 

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from firmware_bridge import guarded
 from firmware_bridge.approach import approach
 from firmware_bridge.contact import Thresholds
 from firmware_bridge.errors import LinkError, LinkTimeoutError, OutOfRangeError, RefusedError
@@ -119,6 +120,7 @@ def test_a_focus_that_could_not_be_lifted_is_said_when_it_is_left(parts, monkeyp
             monkeypatch.setattr(instrument.focus, "focus_up", focus_up)
             instrument.interlock.overload("3 V")
 
+    monkeypatch.setattr(guarded, "LEAVE_S", 0.2)
     with pytest.raises(LinkError, match="unplugged"):
         overloaded()
     assert parts.closed == ["reader"]

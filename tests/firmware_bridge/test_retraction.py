@@ -9,10 +9,17 @@ import time
 import pytest
 
 from firmware_bridge import retraction as module
-from firmware_bridge.errors import LinkError, LinkTimeoutError, ProtocolError, RefusedError
+from firmware_bridge.errors import (
+    FirmwareError,
+    LinkError,
+    LinkTimeoutError,
+    ProtocolError,
+    RefusedError,
+    StoppedError,
+)
 from firmware_bridge.position import PositionUm
 from firmware_bridge.pzt import open_stage
-from firmware_bridge.retraction import FocusRetraction, PztRetraction, Retraction
+from firmware_bridge.retraction import FocusRetraction, PztRetraction, Retraction, Way
 from firmware_bridge.safety import Interlock, Rules, State
 from firmware_bridge.simulator import Simulator, serve_pty
 from tests.sphere import ME, TRAVEL
@@ -47,7 +54,7 @@ def at_once(monkeypatch):
 
 def begun(away: Away, failed=lambda _: None) -> Retraction:
     retraction = Retraction(away, None, "cantilever")
-    retraction.begin(failed, follow=True)
+    retraction.begin(failed, retraction.due())
     return retraction
 
 
@@ -101,7 +108,7 @@ def test_a_retraction_that_is_not_followed_is_sent_once():
     away = Away()
     away.left_um = [7.0]
     retraction = Retraction(away, None, "objective")
-    retraction.begin(pytest.fail, follow=False)
+    retraction.begin(pytest.fail)
     assert retraction.wait(0.0)
     assert away.sent == 1
 
@@ -117,10 +124,103 @@ def test_a_reset_gives_up_what_has_not_arrived():
     assert interlock.wait_retracted(timeout_s=5.0)
 
 
+def test_whoever_sees_a_fault_waits_for_its_retraction_however_late_that_begins():
+    looks, goes_on = threading.Event(), threading.Event()
+
+    class Slow(Away):
+        def retract_z(self) -> None:
+            looks.set()
+            assert goes_on.wait(5)
+            super().retract_z()
+
+    interlock = Interlock(Rules("cantilever", TRAVEL, contact=False), stage=Slow())
+    contact = threading.Thread(target=lambda: interlock.overload("3 V"))
+    contact.start()
+    assert looks.wait(5)
+    assert interlock.state is State.FAULT
+    assert not interlock.wait_retracted(timeout_s=0.0), "nothing has been sent yet"
+    goes_on.set()
+    assert interlock.wait_retracted(timeout_s=5.0)
+    contact.join(5)
+
+
+def test_a_thread_that_is_known_but_has_not_begun_is_waited_for(monkeypatch):
+    known, goes_on = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def late(thread: threading.Thread) -> None:
+        if thread.name == "retraction":
+            known.set()
+            assert goes_on.wait(5)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", late)
+    retraction = Retraction(Away(), None, "cantilever")
+    way = retraction.due()
+    begins = threading.Thread(target=lambda: retraction.begin(pytest.fail, way))
+    begins.start()
+    assert known.wait(5)
+    assert not retraction.wait(0.01)
+    goes_on.set()
+    assert retraction.wait(5)
+    begins.join(5)
+
+
+def test_one_that_is_given_up_before_it_begins_is_not_waited_for():
+    away = Away()
+    away.left_um = [7.0]
+    retraction = Retraction(away, None, "cantilever")
+    way = retraction.due()
+    retraction.give_up()
+    assert retraction.wait(0.0)
+    retraction.begin(pytest.fail, way)
+    assert retraction.wait(5)
+    assert away.sent == 1
+
+
+def test_a_reset_gives_up_the_retraction_of_its_own_fault_and_not_that_of_the_next(at_once, monkeypatch):
+    away = Away()
+    away.left_um = [7.0]
+    interlock = Interlock(Rules("cantilever", TRAVEL, contact=False), stage=away)
+    interlock.overload("the first")
+    interlock.sampled(0.0, touches=False)
+    give_up = Way.give_up
+
+    def late(way: Way) -> None:
+        monkeypatch.undo()
+        interlock.overload("the next")
+        give_up(way)
+
+    monkeypatch.setattr(Way, "give_up", late)
+    interlock.reset(by=ME)
+    assert interlock.why == "the next"
+    sent = away.sent
+    until(lambda: away.sent > sent + 1)
+    away.left_um = [0.0]
+    assert interlock.wait_retracted(timeout_s=5.0)
+
+
+class Focus:
+    """A focus stage that lifts at once, unless it has an error."""
+
+    def __init__(self, error: FirmwareError) -> None:
+        self.error: FirmwareError | None = error
+        self.asked = 0
+
+    def focus_up(self, *, wait: bool = False) -> None:
+        assert wait, "to know whether it is up"
+        self.asked += 1
+        error = self.error
+        if error is not None:
+            raise error
+
+
 def test_a_lift_in_a_fault_does_not_keep_the_next_action_waiting_and_its_failure_is_not_lost():
-    retraction = FocusRetraction()
+    retraction, given_up = FocusRetraction(), threading.Event()
     with pytest.raises(LinkError, match="no focus stage is open"):
         retraction.focus_up()
+    with pytest.raises(LinkError, match="no focus stage is open"):
+        retraction.lift(pytest.fail, given_up)
     goes_on = threading.Event()
 
     class Stage:
@@ -129,14 +229,54 @@ def test_a_lift_in_a_fault_does_not_keep_the_next_action_waiting_and_its_failure
             raise LinkError("unplugged")
 
     retraction.bind(Stage())
-    retraction.focus_up()  # returns although the stage has not
+    retraction.lift(pytest.fail, given_up)  # returns although the stage has not
     with pytest.raises(LinkTimeoutError, match="cut its power"):
         retraction.check(timeout_s=0.01)
+    given_up.set()
     goes_on.set()
     with pytest.raises(LinkError, match="unplugged"):
-        retraction.check()
+        retraction.check(timeout_s=5)
     with pytest.raises(LinkError, match="unplugged"):
-        retraction.focus_up(wait=True)
+        retraction.focus_up()
+
+
+@pytest.mark.parametrize("mount", ["cantilever", "objective"])
+@pytest.mark.parametrize("error", [ProtocolError("garbled"), LinkTimeoutError("no answer"), StoppedError("STOP")])
+def test_a_focus_that_does_not_lift_is_sent_again_until_it_is_up(at_once, mount, error):
+    focus, lift = Focus(error), FocusRetraction()
+    lift.bind(focus)
+    interlock = Interlock(Rules(mount, TRAVEL, contact=False), stage=Away(), focus=lift)
+    interlock.overload("3 V")
+    until(lambda: focus.asked > 3)
+    assert interlock.why == "3 V", "not yet a failure"
+    focus.error = None
+    lift.check(timeout_s=5)
+    interlock.close()
+
+
+def test_a_focus_that_does_not_lift_for_long_is_told_once_and_tried_until_a_person_resets(at_once, monkeypatch):
+    monkeypatch.setattr(module, "RETRACTION_S", 0.01)
+    focus, lift = Focus(LinkError("unplugged")), FocusRetraction()
+    lift.bind(focus)
+    interlock = Interlock(Rules("objective", TRAVEL, contact=False), stage=Away(), focus=lift)
+    interlock.overload("3 V")
+    until(lambda: interlock.why != "3 V")
+    asked = focus.asked
+    until(lambda: focus.asked > asked + 2)
+    assert interlock.why == "3 V; could not lift the focus: unplugged"
+    interlock.sampled(0.0, touches=False)
+    interlock.reset(by=ME)
+    with pytest.raises(LinkError, match="unplugged"):
+        lift.check(timeout_s=5)
+
+
+def test_a_lift_that_is_not_followed_is_tried_once_and_told():
+    focus, lift, said = Focus(LinkError("unplugged")), FocusRetraction(), []
+    lift.bind(focus)
+    lift.lift(said.append, None)
+    with pytest.raises(LinkError, match="unplugged"):
+        lift.check(timeout_s=5)
+    assert (focus.asked, said) == (1, ["could not lift the focus: unplugged"])
 
 
 # -- on the simulated controller --------------------------------------------------------------------------------------
@@ -217,15 +357,18 @@ def test_a_dead_pzt_does_not_keep_the_focus_from_being_lifted():
         simulator.faults.inject("dead", times=None)
         lifted = threading.Event()
 
-        class Focus:
-            def focus_up(self, *, wait: bool = False) -> None:
+        class Lift:
+            def focus_up(self) -> None:
+                pytest.fail("nobody closes a servo")
+
+            def lift(self, failed, given_up) -> None:
                 lifted.set()
 
         retraction = PztRetraction()
         retraction.bind(stage)
         for mount in ("cantilever", "objective"):
             lifted.clear()
-            other = Interlock(Rules(mount, TRAVEL), stage=retraction, focus=Focus())
+            other = Interlock(Rules(mount, TRAVEL), stage=retraction, focus=Lift())
             began_s = time.monotonic()
             other.overload("3 V")
             assert lifted.is_set()

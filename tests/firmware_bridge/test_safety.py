@@ -37,8 +37,12 @@ class Instrument:
             raise LinkError("garbled")
         return self.left_um
 
-    def focus_up(self, *, wait: bool = False) -> None:
-        self.waited = wait
+    def focus_up(self) -> None:
+        self.waited = True
+        self._do("focus")
+
+    def lift(self, failed, given_up) -> None:
+        self.waited = False
         self._do("focus")
 
 
