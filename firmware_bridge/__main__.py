@@ -13,6 +13,7 @@ import click
 from . import gcs
 from .boards import BOARDS
 from .errors import FirmwareError, OutOfRangeError, RefusedError
+from .finite_option import FINITE, NOT_NEGATIVE, POSITIVE
 from .focus_commands import contact, focus
 from .json_option import json_option, print_report
 from .pzt import PositionUm, PztStage, open_stage
@@ -121,14 +122,14 @@ class ByHand:
 
 @main.command()
 @stage_options
-@click.option("--x", type=float, help="um; by default where it is.")
-@click.option("--y", type=float, help="um; by default where it is.")
-@click.option("--z", type=float, help="um; by default where it is.")
+@click.option("--x", type=FINITE, help="um; by default where it is.")
+@click.option("--y", type=FINITE, help="um; by default where it is.")
+@click.option("--z", type=FINITE, help="um; by default where it is.")
 @click.option("--nearer", is_flag=True, help="z may go nearer to the sphere, which nothing watches here.")
 @click.option("--z-sign", type=click.Choice(["1", "-1"]), default="1", show_default=True, help="1: +z is nearer.")
 @click.option("--enable-servo", is_flag=True, help="Close the servo loop first: the stage may jump.")
 @click.option("--sphere-lifted", is_flag=True, help="You have lifted the sphere: the servo may be closed.")
-@click.option("--timeout-s", type=click.FloatRange(min=0.0, min_open=True), default=5.0, show_default=True)
+@click.option("--timeout-s", type=POSITIVE, default=5.0, show_default=True)
 @json_option
 def move(
     port: str,
@@ -151,8 +152,6 @@ def move(
     wanted = {axis: at for axis, at in zip("xyz", (x, y, z), strict=True) if at is not None}
     if not wanted:
         raise click.UsageError("nothing to do: give --x, --y or --z in um")
-    for at in wanted.values():
-        gcs.format_number(at)  # NaN is refused before the port is opened
     by_hand = ByHand(nearer=nearer, sphere_lifted=sphere_lifted, z_sign=int(z_sign))
     with _open(port=port, profile=profile, baud=baud, enable_servo=False, guard=by_hand) as stage:
         if stage.simulated:
@@ -165,7 +164,7 @@ def move(
 
 @main.command()
 @stage_options
-@click.option("--interval-s", type=click.FloatRange(min=0.0), default=0.2, show_default=True, help="Between two looks.")
+@click.option("--interval-s", type=NOT_NEGATIVE, default=0.2, show_default=True, help="Between two looks.")
 @click.option("--count", type=click.IntRange(min=1), help="Looks; by default until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def monitor(port: str, profile: str | None, baud: int, interval_s: float, count: int | None, as_json: bool) -> None:

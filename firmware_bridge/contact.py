@@ -7,7 +7,6 @@ need a divider and an offset before they are wired to an ADC (docs/bring-up.md).
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .errors import FirmwareError, LinkError, LinkTimeoutError, OutOfRangeError, RefusedError
+from .finite import check_positive
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +137,7 @@ class ContactMonitor:
         stale_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not (math.isfinite(period_s) and period_s > 0):
-            raise OutOfRangeError(f"a sampling period of {period_s} s: expected a positive number")
+        check_positive(period_s=period_s, stale_s=stale_s)
         self.thresholds, self.period_s = thresholds, period_s
         self.stale_s = 2.5 * period_s if stale_s is None else stale_s
         self._reader, self._guard, self._clock = reader, guard, clock

@@ -21,6 +21,7 @@ from .errors import (
     RefusedError,
     StoppedError,
 )
+from .finite import check_positive
 from .focus_axis import FocusAxis, FocusGuard, Range
 from .stops import Stops
 
@@ -75,8 +76,7 @@ class FocusStage:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if not (lift_um > 0 and tolerance_um > 0):
-            raise OutOfRangeError(f"a lift of {lift_um} um, a tolerance of {tolerance_um} um: expected more than 0")
+        check_positive(lift_um=lift_um, tolerance_um=tolerance_um)
         self._axis, self._lift_um, self._tolerance_um = axis, lift_um, tolerance_um
         self._guard, self._clock, self._sleep = guard, clock, sleep
         self._begin = threading.Lock()  # from the look whether it moves to the beginning of the move
@@ -149,6 +149,7 @@ class FocusStage:
         LinkError
             The link failed: the position is unknown.
         """
+        check_positive(timeout_s=timeout_s)
         deadline_s = self._clock() + timeout_s
         return self._arrive(self.start(target_um), target_um, deadline_s, f"within {timeout_s:g} s")
 
@@ -263,6 +264,7 @@ class FocusStage:
                 "a reference search drives the focus through its whole travel: remove the sphere and the sample, then "
                 "say so (sphere_removed)"
             )
+        check_positive(timeout_s=timeout_s)
         with self._begin:
             self._move = object()
             self._axis.home(timeout_s)

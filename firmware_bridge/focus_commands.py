@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from .adc import READERS, open_reader
 from .approach import approach, retract
 from .contact import ContactMonitor, ContactReader, Thresholds
 from .errors import OutOfRangeError, RefusedError
+from .finite_option import FINITE, NOT_NEGATIVE, POSITIVE
 from .focus import FocusStage, open_focus, open_simulated
 from .focus_axis import FocusGuard
 from .guarded import open_guarded
@@ -102,15 +102,13 @@ def focus_status(as_json: IO[str] | None, **where: Any) -> None:
 
 
 @focus.command("move")
-@click.argument("target_um", type=float)
+@click.argument("target_um", type=FINITE)
 @click.option("--nearer", is_flag=True, help="It may go nearer to the sample: the sphere is lifted.")
-@click.option("--timeout-s", type=click.FloatRange(min=0.0, min_open=True), default=60.0, show_default=True)
+@click.option("--timeout-s", type=POSITIVE, default=60.0, show_default=True)
 @focus_options
 @json_option
 def focus_move(target_um: float, nearer: bool, timeout_s: float, as_json: IO[str] | None, **where: Any) -> None:
     """Move to TARGET_UM, wait until at rest, and say where it is."""
-    if not math.isfinite(target_um):
-        raise OutOfRangeError(f"{target_um} is not a finite number; nothing was sent")
     with _focus(**where, guard=AwayOnly(nearer=nearer)) as stage:
         stage.move_to(target_um, timeout_s=timeout_s)
         print_report(_focus_report(stage), as_json)
@@ -182,13 +180,13 @@ def contact_read(
 @click.option("--port", help="Of the PZT controller; not with --simulated.")
 @click.option("--mount", type=click.Choice(["cantilever", "objective"]), default="cantilever", show_default=True)
 @click.option("--z-sign", type=click.Choice(["1", "-1"]), default="1", show_default=True, help="1: +z is nearer.")
-@click.option("--set-point-v", type=float, required=True, help="Contact signal to stop at.")
-@click.option("--overload-v", type=float, required=True, help="Contact signal to retract at.")
-@click.option("--broken-v", type=float, help="Below it the sensor is broken.")
-@click.option("--step-um", type=float, default=0.01, show_default=True)
-@click.option("--travel-um", type=float, default=2.0, show_default=True, help="At most so far.")
-@click.option("--period-s", type=float, default=0.005, show_default=True, help="Between two contact samples.")
-@click.option("--hold-s", type=click.FloatRange(min=0.0), default=0.0, show_default=True, help="Stay so long.")
+@click.option("--set-point-v", type=FINITE, required=True, help="Contact signal to stop at.")
+@click.option("--overload-v", type=FINITE, required=True, help="Contact signal to retract at.")
+@click.option("--broken-v", type=FINITE, help="Below it the sensor is broken.")
+@click.option("--step-um", type=POSITIVE, default=0.01, show_default=True)
+@click.option("--travel-um", type=POSITIVE, default=2.0, show_default=True, help="At most so far.")
+@click.option("--period-s", type=POSITIVE, default=0.005, show_default=True, help="Between two contact samples.")
+@click.option("--hold-s", type=NOT_NEGATIVE, default=0.0, show_default=True, help="Stay so long.")
 @click.option("--enable-servo", is_flag=True, help="Close the servo loop first: the stage may jump.")
 @click.option("--sphere-lifted", is_flag=True, help="You have lifted the sphere: the servo may be closed.")
 @adc_options

@@ -21,6 +21,7 @@ from .errors import (
     ServoLostError,
     StoppedError,
 )
+from .finite import check_positive
 from .guard import MotionGuard
 from .position import PositionUm
 from .settling import Settling
@@ -61,8 +62,9 @@ class Rest:
     timeout_s: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.readings not in (1, 2) or not (self.tolerance_um > 0 and self.noise_um > 0):
-            raise OutOfRangeError(f"{self}: expected 1 or 2 readings, and a tolerance and a noise above 0 um")
+        check_positive(tolerance_um=self.tolerance_um, noise_um=self.noise_um, settle_timeout_s=self.timeout_s)
+        if self.readings not in (1, 2):
+            raise OutOfRangeError(f"{self}: expected 1 or 2 readings")
 
 
 class Mover:

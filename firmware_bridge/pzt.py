@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .controller import open_controller
 from .drift import Drift as Drift
-from .errors import OutOfRangeError
+from .finite import check_positive
 from .guard import MotionGuard as MotionGuard
 from .moves import Rest
 from .position import Box as Box
@@ -91,8 +91,7 @@ def open_stage(
     RefusedError
         It is another controller than the profile says, or one that we do not know, or it refused.
     """
-    if not reply_timeout_s > 0:
-        raise OutOfRangeError(f"a time-out of {reply_timeout_s} s: expected a time above 0")
+    check_positive(reply_timeout_s=reply_timeout_s)
     rest = Rest(tolerance_um, noise_um, readings, settle_timeout_s)
     controller = open_controller(
         port, profile=profile, baud=baud, reply_timeout_s=reply_timeout_s, simulator=simulator, trace=trace

@@ -14,6 +14,7 @@ from . import gcs
 from .controller import Controller
 from .drift import Drift, watch
 from .errors import OutOfRangeError, RefusedError, StoppedError
+from .finite import check_positive
 from .guard import MotionGuard, Unguarded
 from .moves import Mover, Rest
 from .position import Box, PositionUm
@@ -71,6 +72,7 @@ class PztStage:
     ) -> None:
         if z_sign not in (-1, 1):
             raise OutOfRangeError(f"z_sign {z_sign}: expected 1 where +z brings the sample to the sphere, else -1")
+        check_positive(max_step_um=max_step_um)
         self.controller, self.guard = controller, guard or Unguarded()
         self.identity, self.profile = controller.identity, controller.profile
         server = controller.server
@@ -267,6 +269,7 @@ class PztStage:
             The link failed: the position is unknown.
         """
         target_um = PositionUm(*target_um)
+        check_positive(timeout_s=timeout_s)
         self.check_target(target_um)
         with self._mover.alone():
             last_stop = self._mover.stops.since
@@ -351,6 +354,7 @@ class PztStage:
         LinkError
             The link failed.
         """
+        check_positive(timeout_s=timeout_s)
         self.guard.check_servo()
         with self._mover.alone():
             last_stop = self._mover.stops.since
@@ -451,6 +455,7 @@ class PztStage:
         FirmwareError
             As in `move_to`.
         """
+        check_positive(timeout_s=timeout_s)
         through = [*through, ends_um]
         for at_um in through:
             self.check_target(at_um)

@@ -176,10 +176,11 @@ def test_thresholds_that_make_no_sense_are_refused(bad):
         Thresholds(**bad)
 
 
-@pytest.mark.parametrize("period_s", [0.0, -1.0, math.nan, math.inf])
-def test_a_period_that_makes_no_sense_is_refused(period_s):
-    with pytest.raises(OutOfRangeError):
-        ContactMonitor(Reader(1.0), LIMITS, period_s=period_s)
+@pytest.mark.parametrize("bad_s", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["period_s", "stale_s"])
+def test_a_time_that_makes_no_sense_is_refused(name, bad_s):
+    with pytest.raises(OutOfRangeError, match=name):
+        ContactMonitor(Reader(1.0), LIMITS, **{name: bad_s})
 
 
 # -- the thread -------------------------------------------------------------------------------------------------------

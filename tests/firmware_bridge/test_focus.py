@@ -426,7 +426,18 @@ def test_a_driver_or_an_axis_that_does_not_exist_is_refused(driver, axis):
         open_focus(driver, "/dev/ttyUSB99", axis)
 
 
-@pytest.mark.parametrize("bad", [{"lift_um": 0.0}, {"tolerance_um": math.nan}])
+@pytest.mark.parametrize("timeout_s", [math.nan, math.inf, 0.0, -1.0])
+def test_a_time_out_that_is_none_is_refused_and_not_a_byte_is_sent(bench, timeout_s):
+    with bench.open() as stage:
+        before = list(bench.received)
+        with pytest.raises(OutOfRangeError, match="timeout_s"):
+            stage.move_to(1100.0, timeout_s=timeout_s)
+        with pytest.raises(OutOfRangeError, match="timeout_s"):
+            stage.home(sphere_removed=True, timeout_s=timeout_s)
+        assert bench.received == before
+
+
+@pytest.mark.parametrize("bad", [{"lift_um": 0.0}, {"lift_um": math.inf}, {"tolerance_um": math.nan}])
 def test_a_lift_and_a_tolerance_are_positive(bench, bad):
     with pytest.raises(OutOfRangeError):
         bench.open(**bad)

@@ -88,11 +88,15 @@ def test_an_esp301_is_moved_by_its_axis_number():
         ("contact read", 2, "either --adc or --simulated"),
         ("contact read --adc ads1115 --address seven", 2, "no I2C address"),
         ("contact approach --by me --set-point-v 2 --overload-v 1 --simulated", 2, "set point < overload"),
-        ("contact approach --by me --set-point-v nan --overload-v 1 --simulated", 2, "set point < overload"),
+        ("contact approach --by me --set-point-v nan --overload-v 1 --simulated", 2, "not a finite number"),
         ("contact approach --by me --set-point-v 1 --overload-v 2", 2, "either --port and --adc, or --simulated"),
         ("contact approach --by me --set-point-v 1 --overload-v 2 --port x --simulated", 2, "or --simulated"),
         ("contact approach --set-point-v 1 --overload-v 2 --simulated", 2, "--by"),
-        ("contact approach --by me --set-point-v 1.2 --overload-v 2 --travel-um nan --simulated", 2, "travel_um"),
+        (
+            "contact approach --by me --set-point-v 1.2 --overload-v 2 --travel-um nan --simulated",
+            2,
+            "not a finite number",
+        ),
         ("contact approach --by me --set-point-v 1.2 --overload-v 2 --step-um 1 --simulated", 2, "approach step"),
     ],
 )

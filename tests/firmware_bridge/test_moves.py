@@ -111,7 +111,7 @@ def test_an_error_that_may_be_anothers_stops_the_stage_before_it_is_reported(scr
 def test_a_stage_that_says_on_target_elsewhere_is_not_believed(scripted):
     elsewhere = look(0, True, (50, 20, 5), (50, 20, 5))
     script = [(MOV, b"0\n"), elsewhere, pos(50, 20, 5), (b"\x18", None), (b"ERR?\n", b"10\n")]
-    stage, _ = closed_loop(scripted, script, rest=Rest(timeout_s=-1.0))  # its deadline is over after one look
+    stage, _ = closed_loop(scripted, script, rest=Rest(timeout_s=1e-9))  # its deadline is over after one look
     with pytest.raises(LinkTimeoutError, match=r"it was at \(50, 20, 5\) um"):
         stage.move_to(TARGET)
 

@@ -166,6 +166,11 @@ def test_a_simulator_that_is_gone_is_a_link_error():
         ({"port": "sim:e709"}, "no profile"),
         ({"port": "sim:", "profile": "e709"}, "no profile"),
         ({"port": "sim:", "velocity_um_s": math.nan}, "velocity"),
+        *[
+            ({"port": "sim:", name: value}, name)
+            for name in ("reply_timeout_s", "settle_timeout_s", "max_step_um", "noise_um", "tolerance_um")
+            for value in (math.nan, math.inf, -1.0)
+        ],
         ({"port": "sim:", "velocity_um_s": 1e9}, "velocity beyond"),
         ({"port": "sim:", "limits_um": Box(PositionUm(200, 0, 0), PositionUm(300, 1, 1))}, "no position lies both"),
         ({"port": "/dev/ttyUSB0", "simulator": Simulator()}, "sim:"),
@@ -175,6 +180,18 @@ def test_a_configuration_that_makes_no_sense_is_refused_and_nothing_stays_open(o
     with pytest.raises(OutOfRangeError, match=says):
         open_stage(**options)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("pzt-simulator")]
+
+
+@pytest.mark.parametrize("timeout_s", [math.nan, math.inf, 0.0, -1.0])
+def test_a_time_out_that_is_none_is_refused_and_nothing_moves(timeout_s):
+    with open_stage("sim:") as stage:
+        before = stage.simulator.pose_um()
+        with pytest.raises(OutOfRangeError, match="timeout_s"):
+            stage.move_to(PositionUm(60, 50, 5), timeout_s=timeout_s)
+        with pytest.raises(OutOfRangeError, match="timeout_s"):
+            stage.autozero(timeout_s=timeout_s)
+        assert stage.ready
+        assert stage.target_um() == pytest.approx(before, abs=0.01)
 
 
 def test_another_controller_than_the_profile_says_is_refused():
