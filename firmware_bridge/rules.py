@@ -27,7 +27,8 @@ class Rules:
     max_step_um, max_velocity_um_s : float
         Of any axis, the sphere being away; the velocity is what the stage is set to then.
     engaged_step_um, engaged_z_step_um, engaged_velocity_um_s : float
-        The same from the beginning of an approach until it is retracted: sideways, along z, and how fast.
+        The same from the beginning of an approach until it is retracted: sideways, along z, and how fast. Never faster
+        than away from the sphere.
     approach_step_um, approach_travel_um, approach_s : float
         One step of an approach, and how far and how long it may go.
     clear_um : float

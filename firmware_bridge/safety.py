@@ -24,7 +24,8 @@ What may move where:
     always        a pure retraction: z away from the sphere, x and y where they are; the focus stage away
     DISARMED      nothing else
     ARMED         steps up to max_step_um; towards the sphere only without a contact guard or while a person says that
-                  the sphere is lifted: with a guard that is what an approach is for
+                  the sphere is lifted: with a guard that is what an approach is for, and all steps together may be
+                  no more than standing still is
     APPROACHING   z alone, in small steps, each after a contact sample, for a bounded way and time
     ENGAGED       small steps, slower, with a contact guard that is alive
     FAULT         nothing else, until a person resets it
@@ -105,6 +106,9 @@ class Interlock:
         self._sampled_s: float | None = None
         self._overloaded = self._touches = False
         self._crept_um = 0.0  # sideways, in all, by retractions while nothing may move
+        self._farthest_um = (
+            math.inf
+        )  # from the sphere, as z * z_sign, since it was armed or retracted: lower is farther
         self._approach: ApproachBounds | None = None  # the one under way, or that led here
 
     @property
@@ -125,8 +129,9 @@ class Interlock:
     @property
     def velocity_limit_um_s(self) -> float:
         """How fast the PZT may move now."""
+        most_um_s = self.rules.max_velocity_um_s
         near = self._state in (State.APPROACHING, State.ENGAGED)
-        return self.rules.engaged_velocity_um_s if near else self.rules.max_velocity_um_s
+        return min(most_um_s, self.rules.engaged_velocity_um_s) if near else most_um_s
 
     def narrow(self, *, limits_um: Box, max_velocity_um_s: float) -> None:
         """Allow less, while disarmed: what the stage that was opened can do. Where the rules are tighter they stay.
@@ -181,14 +186,16 @@ class Interlock:
         towards_um = (target_um.z - here_um.z) * self.rules.z_sign
         sideways_um = max(abs(target_um.x - here_um.x), abs(target_um.y - here_um.y))
         with self._lock:
+            self._farthest_um = min(self._farthest_um, here_um.z * self.rules.z_sign)
             if towards_um <= 0 and self._stands_still(sideways_um):
                 return
             self.check_armed()
             if self._state is State.ARMED:
                 self._check_step(max(sideways_um, abs(towards_um)), self.rules.max_step_um)
-                if self.rules.contact and not self._lifted and towards_um > self.rules.hold_um:
+                in_all_um = target_um.z * self.rules.z_sign - self._farthest_um  # many small steps are a long way
+                if self.rules.contact and not self._lifted and in_all_um > self.rules.hold_um:
                     raise RefusedError(
-                        f"{towards_um:.3f} um towards the sphere: approach it (contact approach), or lift the "
+                        f"{in_all_um:.3f} um towards the sphere, in all: approach it (contact approach), or lift the "
                         "sphere and say so (sphere_lifted)"
                     )
             elif self._state is State.APPROACHING:
@@ -319,6 +326,7 @@ class Interlock:
         with self._lock:
             self._check_arm()  # again: much may have happened meanwhile
             self._state, self._why, self._lifted, self._crept_um = State.ARMED, None, False, 0.0
+            self._farthest_um = math.inf
         log.info("armed by %s", by)
 
     def _check_arm(self) -> None:
@@ -362,7 +370,7 @@ class Interlock:
             if self._state not in (State.APPROACHING, State.ENGAGED):
                 raise RefusedError(f"there is nothing to retract from: {self._state.value}")
             self._bounds().check_clear(here_um.z)
-            self._state = State.ARMED
+            self._state, self._farthest_um = State.ARMED, math.inf
         log.info("retracted to %s", here_um)
 
     def reset(self, *, by: str) -> None:

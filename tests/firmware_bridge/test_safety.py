@@ -132,6 +132,14 @@ def test_the_velocity_is_bounded_and_lower_when_the_sphere_touches():
             interlock.check_velocity(velocity)
 
 
+def test_near_the_sphere_nothing_is_faster_than_away_from_it():
+    bench = Bench(max_velocity_um_s=20.0, engaged_velocity_um_s=100.0)
+    for state in (State.ARMED, State.APPROACHING, State.ENGAGED):
+        assert Bench(max_velocity_um_s=20.0, engaged_velocity_um_s=100.0).to(state).velocity_limit_um_s == 20.0
+    with pytest.raises(OutOfRangeError, match="at most 20 um/s"):
+        bench.to(State.ENGAGED).check_velocity(21.0)
+
+
 # -- rule 3: the servo ------------------------------------------------------------------------------------------------
 
 
@@ -496,6 +504,22 @@ def test_the_retraction_itself_is_allowed_while_the_fault_is_latched():
     interlock.check_move(HERE, HERE._replace(z=0))
     with pytest.raises(RefusedError, match="latched"):
         interlock.check_move(HERE, moved(x=1, z=-1))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_with_a_guard_many_small_steps_towards_the_sphere_do_not_pass_for_standing_still(sign):
+    interlock = Bench(hold_um=0.02, z_sign=sign).to(State.ARMED)
+    at = HERE
+    interlock.check_move(at, at := moved(z=sign * 0.019))
+    interlock.check_move(moved(z=sign * 0.001), at)  # noise, while z is held: as often as there are tiles
+    with pytest.raises(RefusedError, match="approach it"):
+        interlock.check_move(at, moved(z=sign * 0.038))
+    interlock.check_move(at, moved(x=5, z=-sign * 1.0))
+    with pytest.raises(RefusedError, match="approach it"):  # away and back is nearer, too
+        interlock.check_move(moved(x=5, z=-sign * 1.0), moved(x=5, z=-sign * 0.9))
+    interlock.check_move(moved(x=5, z=-sign * 1.0), moved(x=6, z=-sign * 0.985))
+    with pytest.raises(RefusedError, match="approach it"):
+        interlock.check_move(moved(x=6, z=-sign * 0.985), moved(x=7, z=-sign * 0.97))
 
 
 @pytest.mark.parametrize("state", [State.DISARMED, State.FAULT])
