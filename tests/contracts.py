@@ -214,6 +214,20 @@ class EngineContract:
         with pytest.raises(EngineError, match=rf"{words}.*superlens-export convert"):
             load({"told": told}, frame_shape_px=(32, 48))
 
+    @pytest.mark.parametrize("pixel_format", ["mono8", "mono12p"])
+    def test_a_frame_that_is_no_slot_of_it_is_refused_also_after_closing(
+        self, load: Callable[..., Engine], pixel_format: PixelFormat
+    ) -> None:
+        engine = load(pixel_format=pixel_format, bit_depth=LAYOUTS[pixel_format].depth)
+        slot = engine.allocate(2).slots[1]
+        for foreign in (slot.copy(), np.zeros((8, 8), slot.dtype)):
+            with pytest.raises(EngineError, match="no slot of"):
+                engine.infer(foreign)
+        engine.infer(slot)
+        engine.close()
+        with pytest.raises(EngineError, match="close"):
+            engine.infer(slot)
+
     def test_closing_twice_is_harmless(self, load: Callable[..., Engine]) -> None:
         engine = load()
         engine.close()

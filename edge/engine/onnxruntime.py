@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edge.engine.prepare import Counts
+from edge.engine.prepare import Counts, kept_for
 from edge.engine.tensors import Tensor, check_tensors
 from edge.errors import ConfigError, EngineError
 from edge.frames import FramePool, aligned_empty
@@ -62,6 +62,7 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime {ort.__version__} cannot run {path}: {exc}") from exc
         height, width = counts.shape_px
         self._input = aligned_empty((1, 1, height, width), np.float32)
+        self._slots: dict[int, NDArray[Any]] = {}
         self._values: dict[str, NDArray[np.float32]] = {}
         self._outputs: dict[str, NDArray[Any]] = {}
         self._check(path)
@@ -92,11 +93,13 @@ class OnnxRuntimeEngine:
 
     def allocate(self, slots: int) -> FramePool:
         """``slots`` aligned arrays of counts, which :meth:`infer` reads in its prepare pass."""
-        return FramePool([aligned_empty(self._counts.slot_shape, self._counts.dtype) for _ in range(slots)])
+        pool = FramePool([aligned_empty(self._counts.slot_shape, self._counts.dtype) for _ in range(slots)])
+        self._slots |= {slot.ctypes.data: slot for slot in pool.slots}
+        return pool
 
     def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """Prepare, run, turn back to counts."""
-        self._counts.to_network(pixels, self._input[0, 0])
+        """Prepare, run, turn back to counts. EngineError if ``pixels`` is no slot of :meth:`allocate`."""
+        self._counts.to_network(kept_for(pixels, self._slots), self._input[0, 0])
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as exc:
@@ -107,7 +110,8 @@ class OnnxRuntimeEngine:
         return self._outputs
 
     def close(self) -> None:
-        """Nothing to release before the object itself goes."""
+        """Let go of the slots; the session goes with the object."""
+        self._slots.clear()
 
 
 def _tensors(puts: Iterable[Any]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
 
-from edge.engine.prepare import Counts
+from edge.engine.prepare import Counts, kept_for
 from edge.engine.tensors import Tensor, check_tensors
 from edge.errors import ConfigError, EngineError
 from edge.frames import SLOT_ALIGNMENT, FramePool, aligned_empty
@@ -91,7 +91,7 @@ class OpenVinoEngine:
         if self._input is not None:
             self._request.set_input_tensor(0, ov.Tensor(self._input, shared_memory=True))
         self.passes_per_frame = 0 if self._input is None else 1
-        self._tensors: dict[int, ov.Tensor] = {}
+        self._slots: dict[int, ov.Tensor] = {}  # each holds the memory of its slot
         self._outputs: dict[str, NDArray[Any]] = {
             spec.name: tensors[spec.name] if spec.channels == 3 else tensors[spec.name][0] for spec in manifest.outputs
         }
@@ -100,19 +100,27 @@ class OpenVinoEngine:
         """``slots`` aligned arrays, each wrapped once as an input tensor that shares its memory."""
         pool = FramePool([aligned_empty(self._counts.slot_shape, self._counts.dtype) for _ in range(slots)])
         if self._input is not None:
+            self._slots |= {slot.ctypes.data: ov.Tensor(slot, shared_memory=True) for slot in pool.slots}
             return pool
         shape = self._compiled.input(0).shape
         for slot in pool.slots:
             # OpenVINO accepts a misaligned shared array and then copies or slows down: refuse it here.
             if slot.ctypes.data % SLOT_ALIGNMENT:
                 raise EngineError(f"a frame slot at {slot.ctypes.data:#x} is not aligned to {SLOT_ALIGNMENT} bytes")
-            self._tensors[slot.ctypes.data] = ov.Tensor(slot.reshape(shape), shared_memory=True)
+            self._slots[slot.ctypes.data] = ov.Tensor(slot.reshape(shape), shared_memory=True)
         return pool
 
     def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """Run the graph on a slot of :meth:`allocate`; the outputs are the request's own memory."""
+        """Run the graph on a slot of :meth:`allocate`; the outputs are the request's own memory.
+
+        Raises
+        ------
+        EngineError
+            ``pixels`` is no slot of :meth:`allocate`, or OpenVINO did not run the graph.
+        """
+        slot = kept_for(pixels, self._slots)
         if self._input is None:
-            self._request.set_input_tensor(0, self._tensors[pixels.ctypes.data])
+            self._request.set_input_tensor(0, slot)
         else:
             self._counts.to_network(pixels, self._input[0, 0])
         try:
@@ -123,7 +131,7 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Drop the tensors, so that the slots can be freed."""
-        self._tensors.clear()
+        self._slots.clear()
 
 
 class OpenVinoLight:

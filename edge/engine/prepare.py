@@ -5,15 +5,18 @@ Written in numpy; every other form of it (graph nodes, a CUDA kernel) is held ag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.devices import Camera
-from edge.errors import ConfigError
+from edge.errors import ConfigError, EngineError
 from edge.frames import LAYOUTS, PixelFormat, slot_shape, unpacked
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +126,20 @@ class Counts:
         np.multiply(values, np.float32(self.full_scale), out=values)
         np.rint(values, out=values)
         np.copyto(out, values, casting="unsafe")
+
+
+def kept_for(pixels: NDArray[Any], kept: Mapping[int, T]) -> T:
+    """What an engine keeps for one of its slots, by the slot's address.
+
+    Raises
+    ------
+    EngineError
+        It has no such slot: another engine has, or none, or it was closed.
+    """
+    try:
+        return kept[pixels.ctypes.data]
+    except KeyError:
+        raise EngineError("This frame is no slot of the engine: fill slots of allocate(), before close().") from None
 
 
 def full_scale(bit_depth: int) -> int:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge.devices import Engine
 from edge.engine import Backend, Hint, load_for, manifest_of, model_path
 from edge.engine.openvino import DEPENDS_ON_ALL, OpenVinoEngine, OpenVinoLight, check_cut, reads_the_whole_frame
-from edge.engine.prepare import Counts
+from edge.engine.prepare import Counts, kept_for
 from edge.errors import ConfigError
 from edge.frames import FramePool, aligned_empty
 from export.manifest import Bundle, Manifest, Precision
@@ -172,6 +172,7 @@ class TiledEngine:
         self.tiles = len(rows) * len(columns)
         self._engine, self._frame, self._tile, self._light = engine, frame, tile, light
         self._cuts = list(itertools.product(rows, columns))
+        self._slots: dict[int, NDArray[Any]] = {}
         self._slot = engine.allocate(1).acquire(timeout_s=0)
         sides = [self.manifest.scale * side for side in frame.shape_px]
         self._outputs: dict[str, NDArray[Any]] = {
@@ -181,10 +182,13 @@ class TiledEngine:
 
     def allocate(self, slots: int) -> FramePool:
         """``slots`` whole frames."""
-        return FramePool([aligned_empty(self._frame.slot_shape, self._frame.dtype) for _ in range(slots)])
+        pool = FramePool([aligned_empty(self._frame.slot_shape, self._frame.dtype) for _ in range(slots)])
+        self._slots |= {slot.ctypes.data: slot for slot in pool.slots}
+        return pool
 
     def infer(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """All outputs of the whole frame."""
+        """All outputs of the whole frame. EngineError if ``pixels`` is no slot of :meth:`allocate`."""
+        pixels = kept_for(pixels, self._slots)
         light = None if self._light is None else self._light.infer(pixels)
         scale = self.manifest.scale
         for y, x in self._cuts:
@@ -202,7 +206,8 @@ class TiledEngine:
         return self._outputs
 
     def close(self) -> None:
-        """Close the engine of the tiles."""
+        """Close the engine of the tiles, and let go of the slots."""
+        self._slots.clear()
         self._engine.close()
 
     def _give_light(self, light: NDArray[np.float32], y: Span, x: Span) -> None:

@@ -122,7 +122,7 @@ class LoopContract:
     def test_a_frame_that_is_no_slot_is_refused_not_copied(self, gpu: GpuThread, build: Build) -> None:
         loop, _ = build()
         gpu.run(lambda: loop.allocate(1))
-        with pytest.raises(EngineError, match="no slot of the loop"):
+        with pytest.raises(EngineError, match="no slot of the engine"):
             gpu.run(lambda: loop.infer(np.zeros((HEIGHT, WIDTH), np.uint8)))
 
     def test_another_thread_may_not_use_it(self, gpu: GpuThread, build: Build) -> None:

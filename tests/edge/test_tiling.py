@@ -24,7 +24,7 @@ from edge.engine import find_bundle, load_engine
 from edge.engine.openvino import OpenVinoLight
 from edge.engine.prepare import Counts
 from edge.engine.tiling import TiledEngine, load_tiled, spans
-from edge.errors import ConfigError
+from edge.errors import ConfigError, EngineError
 from edge.frames import LAYOUTS, PixelFormat
 from export.files import sha256_of
 from export.manifest import Bundle, load_bundle, read_manifest, write_manifest
@@ -286,3 +286,14 @@ def test_attention_over_the_whole_frame_is_refused(identity_bundle: Path, tmp_pa
     write_manifest(manifest, folder / "fp32.json")
     with pytest.raises(ConfigError, match="depends on the whole picture"):
         load_cut(load_bundle(folder), **arguments(picture((90, 130))), tile_px=64)
+
+
+def test_a_frame_that_is_no_slot_of_it_is_refused_also_after_closing() -> None:
+    frame = picture((300, 200))
+    engine = load_cut(find_bundle("srcnn"), **arguments(frame), tile_px=128)
+    slot = engine.allocate(1).slots[0]
+    with pytest.raises(EngineError, match="no slot of"):
+        engine.infer(frame)
+    engine.close()
+    with pytest.raises(EngineError, match="no slot of"):
+        engine.infer(slot)

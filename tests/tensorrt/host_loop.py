@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edge.engine.prepare import Counts
+from edge.engine.prepare import Counts, kept_for
+from edge.errors import EngineError
 from edge.frames import FramePool
 from export.manifest import Manifest
 
@@ -25,12 +26,14 @@ class HostThread:
         self._closed = False
 
     def run(self, call: Callable[[], _T], *, timeout_s: float | None = None) -> _T:
+        if self._closed:
+            raise EngineError("The GPU was closed. Load the engine again.")
         return self._worker.submit(call).result()
 
     def close(self, last: Callable[[], object] = lambda: None) -> None:
         if not self._closed:
-            self._closed = True
             self.run(last)
+            self._closed = True
             self._worker.shutdown()
 
 
@@ -41,6 +44,7 @@ class HostLoop:
 
     def __init__(self, executable: Any, counts: Counts, manifest: Manifest, *, graphs: bool = True) -> None:
         self.captured = False
+        self._slots: dict[int, np.ndarray] = {}
         self._executable, self._counts = executable, counts
         height, width = counts.shape_px
         sides = (height * manifest.scale, width * manifest.scale)
@@ -54,10 +58,12 @@ class HostLoop:
         executable.bind({name: tensor.ctypes.data for name, tensor in tensors.items()})
 
     def allocate(self, slots: int) -> FramePool:
-        return FramePool([np.zeros(self._counts.slot_shape, self._counts.dtype) for _ in range(slots)])
+        pool = FramePool([np.zeros(self._counts.slot_shape, self._counts.dtype) for _ in range(slots)])
+        self._slots |= {slot.ctypes.data: slot for slot in pool.slots}
+        return pool
 
     def infer(self, pixels: np.ndarray) -> Mapping[str, np.ndarray]:
-        self._counts.to_network(pixels, self._input[0, 0])
+        self._counts.to_network(kept_for(pixels, self._slots), self._input[0, 0])
         self._executable.enqueue(STREAM)
         for name, tensor in self._tensors.items():
             picture = np.moveaxis(np.atleast_3d(self._outputs[name]), 2, 0)

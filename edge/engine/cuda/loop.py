@@ -17,7 +17,7 @@ from edge.engine.cuda.graph import Graph
 from edge.engine.cuda.kernels import Kernels
 from edge.engine.cuda.memory import DeviceMemory, MappedMemory
 from edge.engine.cuda.thread import GpuThread, explained
-from edge.engine.prepare import Counts
+from edge.engine.prepare import Counts, kept_for
 from edge.errors import EngineError
 from edge.frames import FramePool
 from export.manifest import Manifest, TensorSpec
@@ -148,11 +148,7 @@ class CudaLoop:
         EngineError
             ``pixels`` is no slot of :meth:`allocate`, or the GPU failed.
         """
-        try:
-            launch = self._launch[pixels.ctypes.data]
-        except KeyError:
-            raise EngineError("This frame is no slot of the loop: fill slots of allocate(), before close().") from None
-        self._run(launch)
+        self._run(kept_for(pixels, self._launch))
         return self._outputs
 
     def close(self) -> None:
