@@ -1,6 +1,7 @@
 """`superlens`: run | scan | enhance | bench | doctor | check-config.
 
-Exit codes: 0 done, 1 it failed while running, 2 the command line or the configuration is wrong, 130 Ctrl-C broke it off.
+Exit codes: 0 done, 1 it failed while running, 2 the command line or the configuration is wrong, 130 it was broken off
+by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -43,15 +43,26 @@ function plate(text, fault = false) {
   $("plate").dataset.sev = fault ? "fault" : "note";
   $("plate").hidden = false;
   (fault ? alarm : tell)(text);
-  plateTimer = setTimeout(() => {
-    $("plate").hidden = true;
-  }, PLATE_MS);
+  plateTimer = setTimeout(clearPlate, PLATE_MS);
+}
+
+function clearPlate() {
+  clearTimeout(plateTimer);
+  $("plate").hidden = true;
 }
 
 // ---------- commands ----------
+/** Send a command; once it is done, what an earlier one left on the image no longer holds. */
+async function ask(path, what = null) {
+  const body = await command(path, what);
+  clearPlate();
+  return body;
+}
+
 async function stop() {
   try {
     await sendStop();
+    clearPlate();
     panels.setLocalProblem("stop", null);
     tell("Stopped. Motion is held. Tiles taken are safe.");
   } catch (error) {
@@ -63,7 +74,7 @@ async function stop() {
 
 async function start() {
   try {
-    await command("/api/start");
+    await ask("/api/start");
   } catch (error) {
     plate(error.message, true);
   }
@@ -73,10 +84,12 @@ async function startScan(event) {
   event.preventDefault();
   const value = (id) => $(id).valueAsNumber;
   try {
-    await command("/api/start", { job: "scan", region_um: [value("scan-width"), value("scan-height")], overlap: value("scan-overlap") / 100 });
+    await ask("/api/start", { job: "scan", region_um: [value("scan-width"), value("scan-height")], overlap: value("scan-overlap") / 100 });
+    panels.refuseScan(null);
   } catch (error) {
-    plate(error.message, true);
+    panels.refuseScan(error.message);
   }
+  updatePanels();
 }
 
 /** The list of what the model makes; absent where there is nothing to choose. */
@@ -91,7 +104,7 @@ function offerOutputs(engine) {
 async function showOutput() {
   choosing = true; // a status from before the choice must not turn the list back
   try {
-    await command("/api/show", { output: $("output").value });
+    await ask("/api/show", { output: $("output").value });
     tell(`Shown: ${$("output").value}`);
   } catch (error) {
     plate(error.message, true);
@@ -101,7 +114,7 @@ async function showOutput() {
 
 async function snapshot() {
   try {
-    const { paths } = await command("/api/snapshot");
+    const { paths } = await ask("/api/snapshot");
     plate(`Saved ${paths.slice(0, -1).join(", ")} and ${paths.at(-1)}`);
   } catch (error) {
     plate(error.message, true);
@@ -110,7 +123,7 @@ async function snapshot() {
 
 async function reset() {
   try {
-    await command("/api/reset");
+    await ask("/api/reset");
     plate("The fault is reset. Nothing moves before the next start.");
   } catch (error) {
     plate(error.message, true);

@@ -12,10 +12,17 @@ let drawnProblems = "";
 let drawnPlans = "";
 let drawnState = null;
 let newScan = false; // the form is shown although there is a last scan
+let scanRefused = null; // why the box did not begin the scan that was asked for last
+const SCAN_FORM = $("scan-why").textContent;
 
 /** Show the form for another scan in the place of the last one. */
 export function askForScan() {
   newScan = true;
+}
+
+/** Say at the form why a scan did not begin, or take it back with null. */
+export function refuseScan(words) {
+  scanRefused = words;
 }
 
 /** Add a problem of the page itself, or take it back with null. */
@@ -177,13 +184,15 @@ function scan(status) {
   const run = status.scan;
   const scanning = run !== null && run.complete === null;
   if (scanning) newScan = false;
+  if (scanning) scanRefused = null;
   const form = run === null || newScan;
   $("scan-run").hidden = form;
   $("scan-form").hidden = !form;
   $("scan-new").hidden = form || scanning;
   const why = status.stage === null && status.camera !== null ? "A replay has no stage." : "";
   $("scan-start").disabled = why !== "" || status.camera === null;
-  put("scan-why", why);
+  $("scan-why").toggleAttribute("data-refused", scanRefused !== null);
+  put("scan-why", scanRefused ?? (why || SCAN_FORM));
   put("scan-name", form ? "" : run.name);
   if (run === null) return;
   put("k-tile", grouped(run.done));

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from edge.errors import BusyError, CameraError
+from edge.errors import BusyError, CameraError, ConfigError
 from edge.status import BuildStatus, CandidateStatus, InterlockStatus, Problem, RunState, ScanStatus
 from edge.web import PageServer
 
@@ -670,6 +670,42 @@ def test_the_form_starts_a_scan_and_gives_way_to_its_progress(box: Any, rhythm: 
     assert "COMPLETE" in page.inner_text("#seal")
     page.click("#scan-new")
     assert page.is_visible("#scan-start")
+
+
+REFUSAL = (
+    "The region 900 x 20 µm (x, y) around x 50, y 50 µm needs the stage at x -393.06, y 45.00 µm, outside its travel "
+    "of x 0 to 100, y 0 to 100 µm. Choose a smaller region. Nothing was moved."
+)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, (1024, 768)])
+def test_a_scan_that_is_refused_says_why_at_its_form_until_another_begins(
+    box: Any, rhythm: Any, open_page: OpenPage, size: tuple[int, int]
+) -> None:
+    page = open_page(size)
+    wait_until(page, LIVE)
+    places = {part: page.locator(part).bounding_box() for part in ("#scan-start", "#problems")}
+    box.refuses = ConfigError(REFUSAL)
+    page.click("#scan-start")
+    wait_until(page, "document.getElementById('scan-why').hasAttribute('data-refused')")
+    assert page.inner_text("#scan-why") == REFUSAL
+    assert page.is_hidden("#plate")
+    assert {part: page.locator(part).bounding_box() for part in places} == places
+    box.refuses = None
+    page.click("#scan-start")
+    wait_until(page, "!document.getElementById('scan-why').hasAttribute('data-refused')")
+
+
+def test_what_was_refused_leaves_the_image_once_something_succeeds(box: Any, rhythm: Any, open_page: OpenPage) -> None:
+    page = open_page()
+    box.publish(state=RunState.IDLE, note="ready")
+    page.get_by_role("button", name="Start live").first.wait_for()
+    box.refuses = BusyError("The instrument is being started. Wait a moment.")
+    page.click("#veil-btn")
+    page.wait_for_selector("#plate:not([hidden])")
+    box.refuses = None
+    page.click("#veil-btn")
+    page.wait_for_selector("#plate", state="hidden", timeout=4000)  # by itself it goes after 8 s
 
 
 def test_without_a_stage_the_form_says_why_it_cannot_start(box: Any, rhythm: Any, open_page: OpenPage) -> None:
