@@ -29,6 +29,9 @@ SYNTHETIC = "synthetic:calibration"
 # Far from the seeds of the held-out sets, which count up from 20 251.
 SEED = 31_415
 MOST_PICTURES = 32  # of a folder, in each part
+# From the 1st to the 99th percentile of the brightest-contrasted picture of a folder, of full scale: 5 counts of 8 bits
+# are a dim specimen, less is what a camera's noise makes of a closed shutter.
+LEAST_CONTRAST = 0.02
 PERCENTILE = 99.99
 _BINS = 2048
 _SIDE_PX = 256
@@ -42,15 +45,22 @@ class Sample(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """`tuning` decides scales and what stays float, `heldout` judges the result; `data` says what they are."""
+    """`tuning` decides scales and what stays float; each of `heldout`, by the name of its data, judges the result."""
 
-    data: str
     tuning: list[Sample]
-    heldout: list[Sample]
+    heldout: dict[str, list[Sample]]
+
+    @property
+    def data(self) -> str:
+        """What they are, in words."""
+        return " and ".join(self.heldout)
 
 
 def load(data: str, manifest: Manifest, recipe: Recipe) -> Pictures:
-    """The pictures that `--calibration` names.
+    """The pictures that `--calibration` names, and the synthetic ones, if the network has any.
+
+    The synthetic ones are always there: scales that were measured on dim frames alone are right on these, and 40 dB off
+    as soon as somebody turns up the light.
 
     Parameters
     ----------
@@ -62,25 +72,39 @@ def load(data: str, manifest: Manifest, recipe: Recipe) -> Pictures:
     Raises
     ------
     CalibrationError
-        There is no such data, fewer than two pictures, or pictures that the network would not be given.
+        There is no such data, fewer than two pictures, nothing to see in them, or pictures that the network would not
+        be given.
     """
-    if data == SYNTHETIC:
-        samples = _synthetic(recipe)
-        half = len(samples) // 2
-        return Pictures(data, samples[:half], samples[half:])
     folder = Path(data)
-    if not folder.is_dir():
+    if data != SYNTHETIC and not folder.is_dir():
         raise CalibrationError(f"{data} is neither a folder nor {SYNTHETIC}; give one with --calibration")
     try:
-        if (folder / PAIRS_FILE).is_file():
-            return _pairs(folder, manifest)
-        return _images(folder, manifest)
+        drawn = _synthetic(recipe)
+        if data == SYNTHETIC:
+            if drawn is None:
+                raise CalibrationError(
+                    f"{recipe.name} was trained on a lab's own pairs, so there are no families for {SYNTHETIC}; give"
+                    " the folder of pairs with --calibration"
+                )
+            return drawn
+        read = _pairs(folder, manifest) if (folder / PAIRS_FILE).is_file() else _images(folder, manifest)
     except ModelsError as exc:
         raise CalibrationError(str(exc)) from exc
+    for part in (read.tuning, *read.heldout.values()):
+        _check_contrast(folder, part)
+    if drawn is None:
+        return read
+    return Pictures(read.tuning + drawn.tuning, read.heldout | drawn.heldout)
 
 
-def _synthetic(recipe: Recipe) -> list[Sample]:
-    """Every training family twice, or as many scenes of grains: first one round of all, then the other."""
+def _synthetic(recipe: Recipe) -> Pictures | None:
+    """One round of every training family, or as many scenes of grains, then another; None where nothing is known."""
+    samples = _drawn(recipe)
+    half = len(samples) // 2
+    return Pictures(samples[:half], {SYNTHETIC: samples[half:]}) if samples else None
+
+
+def _drawn(recipe: Recipe) -> list[Sample]:
     conditions: Any = getattr(recipe, "data", None)
     if recipe.task == "neural-lens":
         from models.lens import data as lens
@@ -107,10 +131,7 @@ def _synthetic(recipe: Recipe) -> list[Sample]:
         if isinstance(conditions, enhance.Conditions):
             drawn = enhance.pairs(conditions, images_per_family=2, side_px=_SIDE_PX, seed=SEED)
             return [Sample(pair.image, {"enhanced": pair.truth}) for pair in drawn]
-    raise CalibrationError(
-        f"{recipe.name} was trained on a lab's own pairs, so there are no families for {SYNTHETIC}; give the folder of"
-        " pairs with --calibration"
-    )
+    return []
 
 
 def _pairs(folder: Path, manifest: Manifest) -> Pictures:
@@ -122,7 +143,7 @@ def _pairs(folder: Path, manifest: Manifest) -> Pictures:
         for pair in pairs:
             _check_shape(folder / pair.name, pair.image.shape, manifest)
         parts.append([Sample(pair.image, {shown: pair.truth} if manifest.scale == 1 else {}) for pair in pairs])
-    return Pictures(str(folder), *parts)
+    return Pictures(parts[0], {str(folder): parts[1]})
 
 
 def _images(folder: Path, manifest: Manifest) -> Pictures:
@@ -140,7 +161,19 @@ def _images(folder: Path, manifest: Manifest) -> Pictures:
         _check_pixel(file, read.pixel_size_nm, manifest)
         samples.append(Sample(read.image, {}))
     half = len(samples) // 2
-    return Pictures(str(folder), samples[:half], samples[half:])
+    return Pictures(samples[:half], {str(folder): samples[half:]})
+
+
+def _check_contrast(folder: Path, samples: Sequence[Sample]) -> None:
+    """Of single pictures nothing is asked: an empty field stands among the frames of any scan."""
+    seen = (np.percentile(sample.image, (1, 99)) for sample in samples)
+    most = max(float(high - low) for low, high in seen)
+    if most < LEAST_CONTRAST:
+        raise CalibrationError(
+            f"{folder}: nothing is to be seen in {len(samples)} pictures of one half, the most contrast is {most:.3f}"
+            f" of full scale, expected at least {LEAST_CONTRAST:g}; give frames of a specimen, in the light it is"
+            " looked at"
+        )
 
 
 def _check_channels(file: Path) -> None:

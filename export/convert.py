@@ -232,6 +232,8 @@ class _Maker:
             model = half.half(self._fp32)
             return Made(model, half.emulated(model))
         words = f"{self._method} of {len(self._pictures.tuning)} pictures"
+        if self._pictures.data != calibration.SYNTHETIC:
+            words += f" of {self._pictures.data}"
         model, scheme, ranges = self._calibrated
         if precision == "int8":
             made = rewrite.for_openvino(quantize.quantized(model, scheme, ranges, paired_weights=False))
@@ -288,7 +290,10 @@ class _Judge:
     ) -> None:
         self._work, self._fp32, self._pictures, self._formed, self._progress = work, fp32, pictures, formed, progress
         infer = infer_with(work / "model.onnx")
-        self._wanted = gate.outputs_of(infer, pictures.heldout, "running fp32", progress)
+        self._wanted = {
+            data: gate.outputs_of(infer, samples, "running fp32", progress)
+            for data, samples in pictures.heldout.items()
+        }
 
     def __call__(self, precision: Precision, made: Made) -> Manifest:
         findings = audit.audit(made.model) if precision.startswith("int8") else audit.unreadable(made.model)
@@ -312,26 +317,28 @@ class _Judge:
         )
 
     def _verified(self, precision: Precision, made: Made, path: Path) -> Verification:
-        """The figures of the worst of the ways to run the file."""
-        samples, what = self._pictures.heldout, f"judging {precision}"
+        """The figures of the worst of the ways to run the file, on the data where it is worst."""
+        what = f"judging {precision}"
         runs = {f"ONNX Runtime {onnxruntime.__version__}": infer_with(path, precision=precision)}
         if precision == "int8":
             runs["OpenVINO"] = infer_with(path, "openvino", precision=precision)
-        found = {by: gate.outputs_of(infer, samples, what, self._progress) for by, infer in runs.items()}
-        if made.spelled_out is not None:
-            by = f"ONNX Runtime {onnxruntime.__version__}, every FP16 value rounded"
-            found[by] = _run(self._formed(made.spelled_out), precision, samples, self._work, what, self._progress)
-        judged = [
-            gate.judged(
-                outputs,
-                self._wanted,
-                samples,
-                border_px=self._fp32.halo_px * self._fp32.scale,
-                data=self._pictures.data,
-                against=f"{self._fp32.file}, by {by}",
-            )
-            for by, outputs in found.items()
-        ]
+        judged = []
+        for data, samples in self._pictures.heldout.items():
+            found = {by: gate.outputs_of(infer, samples, what, self._progress) for by, infer in runs.items()}
+            if made.spelled_out is not None:
+                by = f"ONNX Runtime {onnxruntime.__version__}, every FP16 value rounded"
+                found[by] = _run(self._formed(made.spelled_out), precision, samples, self._work, what, self._progress)
+            judged += [
+                gate.judged(
+                    outputs,
+                    self._wanted[data],
+                    samples,
+                    border_px=self._fp32.halo_px * self._fp32.scale,
+                    data=data,
+                    against=f"{self._fp32.file}, by {by}",
+                )
+                for by, outputs in found.items()
+            ]
         worst = min(judged, key=lambda verification: verification.psnr_db)
         if worst.gate is None:
             return worst

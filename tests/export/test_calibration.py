@@ -1,6 +1,7 @@
 """Scales are measured on pictures the network would be given, never on others."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ if os.environ.get("CI") != "true":
     pytest.importorskip("onnxruntime", reason="needs the extra [export]")
 
 from export import calibration
-from export.calibration import PERCENTILE, load, ranges
+from export.calibration import PERCENTILE, SYNTHETIC, Sample, load, ranges
 from export.errors import CalibrationError
 from export.manifest import Manifest, load_bundle
 from models.enhance.data import HELDOUT, heldout
@@ -41,16 +42,24 @@ def write(folder: Path, *images: NDArray[Any], suffix: str = ".png") -> Path:
 
 
 def grey(side_px: int = 32, value: int = 100) -> NDArray[np.uint8]:
-    return np.full((side_px, side_px), value, np.uint8)
+    """Two greys, the first of which is `value`: in one alone there is nothing to see."""
+    image = np.full((side_px, side_px), value, np.uint8)
+    image[side_px // 2 :] += 50
+    return image
+
+
+def greys(samples: Sequence[Sample]) -> list[int]:
+    return [round(float(sample.image[0, 0]) * 255) for sample in samples]
 
 
 def test_synthetic_pictures_are_the_same_everywhere_and_have_a_truth(manifest: Manifest) -> None:
     first, again = (load("synthetic:calibration", manifest, RECIPE) for _ in range(2))
-    assert (len(first.tuning), len(first.heldout)) == (2, 2)
-    for a, b in zip([*first.tuning, *first.heldout], [*again.tuning, *again.heldout], strict=True):
+    judges, judges_again = first.heldout[SYNTHETIC], again.heldout[SYNTHETIC]
+    assert (len(first.tuning), len(judges)) == (2, 2)
+    for a, b in zip([*first.tuning, *judges], [*again.tuning, *judges_again], strict=True):
         np.testing.assert_array_equal(a.image, b.image)
-    assert first.heldout[0].truths["enhanced"].shape == first.heldout[0].image.shape
-    assert not np.array_equal(first.tuning[0].image, first.heldout[0].image), "the same family, another specimen"
+    assert judges[0].truths["enhanced"].shape == judges[0].image.shape
+    assert not np.array_equal(first.tuning[0].image, judges[0].image), "the same family, another specimen"
 
 
 @pytest.mark.parametrize("name", ["enhance-rt", "enhance-rt-x2", "srcnn", "sem-lite"])
@@ -64,12 +73,12 @@ def test_families_and_seeds_are_not_those_of_the_held_out_set(name: str) -> None
 def test_a_held_out_picture_is_no_calibration_picture(manifest: Manifest) -> None:
     shown = heldout(images_per_family=1, side_px=256)
     pictures = load("synthetic:calibration", manifest, RECIPE)
-    for sample in [*pictures.tuning, *pictures.heldout]:
+    for sample in [*pictures.tuning, *pictures.heldout[SYNTHETIC]]:
         assert not any(np.array_equal(sample.image, pair.image) for pair in shown)
 
 
 def test_scenes_of_grains_come_with_the_truth_of_three_outputs(manifest: Manifest) -> None:
-    samples = load("synthetic:calibration", manifest, read_recipe("neural-lens-mini").tiny()).heldout
+    samples = load("synthetic:calibration", manifest, read_recipe("neural-lens-mini").tiny()).heldout[SYNTHETIC]
     assert set(samples[0].truths) == {"shadowed", "magnified", "map"}
     assert samples[0].truths["map"].shape == (*samples[0].image.shape, 3)
 
@@ -78,17 +87,39 @@ def test_a_folder_is_halved_by_name_and_has_no_truth(tmp_path: Path, manifest: M
     folder = write(tmp_path / "frames", *(grey(value=10 * n) for n in range(1, 6)))
     (folder / "notes.txt").write_text("not an image")
     pictures = load(str(folder), manifest, RECIPE)
-    assert [round(float(s.image[0, 0]) * 255) for s in pictures.tuning] == [10, 20]
-    assert [round(float(s.image[0, 0]) * 255) for s in pictures.heldout] == [30, 40, 50]
-    assert pictures.heldout[0].truths == {}
+    assert greys(pictures.tuning[:2]) == [10, 20]
+    assert greys(pictures.heldout[str(folder)]) == [30, 40, 50]
+    assert pictures.heldout[str(folder)][0].truths == {}
+
+
+def test_the_pictures_that_a_network_knows_are_measured_and_judge_beside_any_folder(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    folder = write(tmp_path / "frames", grey(value=1), grey(value=2))
+    known, pictures = (load(data, manifest, RECIPE) for data in (SYNTHETIC, str(folder)))
+    assert pictures.data == f"{folder} and {SYNTHETIC}"
+    for mine, theirs in ((pictures.tuning[1:], known.tuning), (pictures.heldout[SYNTHETIC], known.heldout[SYNTHETIC])):
+        for a, b in zip(mine, theirs, strict=True):
+            np.testing.assert_array_equal(a.image, b.image)
+    labs_own = load(str(folder), manifest, RECIPE.with_pairs(tmp_path))
+    assert (labs_own.data, len(labs_own.tuning)) == (str(folder), 1), "there is no knowing what a lab's pairs show"
+
+
+def test_frames_that_show_nothing_are_refused_and_dim_ones_are_not(tmp_path: Path, manifest: Manifest) -> None:
+    rng = np.random.default_rng(0)
+    dark = [rng.integers(0, 4, (32, 32)).astype(np.uint8) for _ in range(4)]
+    dim = grey(value=0) // 8
+    for name, frames in (("dark", dark), ("dark first", [*dark, dim, dim]), ("dark last", [dim, dim, *dark])):
+        with pytest.raises(CalibrationError, match=r"nothing is to be seen .*expected at least 0\.02"):
+            load(str(write(tmp_path / name, *frames)), manifest, RECIPE)
+    load(str(write(tmp_path / "dim", *dark, dim, *dark, dim)), manifest, RECIPE)
 
 
 def test_a_large_folder_is_thinned_evenly(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "MOST_PICTURES", 2)
     folder = write(tmp_path / "frames", *(grey(16, n) for n in range(31)))
     pictures = load(str(folder), manifest, RECIPE)
-    values = [round(float(s.image[0, 0]) * 255) for s in [*pictures.tuning, *pictures.heldout]]
-    assert values == [0, 10, 20, 30]
+    assert greys([*pictures.tuning[:2], *pictures.heldout[str(folder)]]) == [0, 10, 20, 30]
 
 
 def test_other_pictures_are_refused_in_words(tmp_path: Path, manifest: Manifest) -> None:

@@ -23,8 +23,8 @@ from onnx import helper
 from PIL import Image as Picture
 
 import models
+from export import calibration, gate, graph
 from export import convert as conversion
-from export import gate, graph
 from export.__main__ import main
 from export.audit import audit
 from export.convert import convert
@@ -159,16 +159,47 @@ def test_ranges_may_be_cut_otherwise(bundle: Bundle, method: Any) -> None:
         assert figures.calibration == f"{method} of 2 pictures"
 
 
-def test_a_folder_of_frames_judges_without_a_truth(bundle: Bundle, tmp_path: Path) -> None:
-    frames = tmp_path / "frames"
-    frames.mkdir()
+def frames(folder: Path, *, light: float = 1.0) -> Path:
+    """A folder of four."""
+    folder.mkdir()
     for seed in range(4):
-        Picture.fromarray(np.round(255 * picture(48, seed=seed)).astype(np.uint8)).save(frames / f"{seed}.png")
-    made = convert(bundle.folder, bundle.folder, ["int8"], data=str(frames))
+        Picture.fromarray(np.round(255 * light * picture(48, seed=seed)).astype(np.uint8)).save(folder / f"{seed}.png")
+    return folder
+
+
+def test_a_folder_of_frames_judges_and_so_do_the_pictures_that_the_network_knows(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    folder = frames(tmp_path / "frames")
+    made = convert(bundle.folder, bundle.folder, ["int8"], data=str(folder))
     assert made.refused == {}
     figures = made.bundle.manifest("int8").verify.gate
     assert figures is not None
-    assert (figures.data, figures.images, figures.loss_db) == (str(frames), 2, None)
+    assert figures.calibration == f"max of 4 pictures of {folder} and {DATA}"
+    assert (figures.data in (str(folder), DATA), figures.images) == (True, 2)
+    assert figures.loss_db is not None, "only the synthetic ones have a truth"
+
+
+def test_frames_in_less_light_make_no_file_that_is_wrong_in_more(bundle: Bundle, tmp_path: Path) -> None:
+    made = convert(bundle.folder, bundle.folder, ["int8"], data=str(frames(tmp_path / "frames", light=0.1))).bundle
+    bright = picture(48)
+    found, fp32 = (infer_with(made.model_path(one), precision=one)(bright) for one in ("int8", "fp32"))
+    assert gate.psnr_db([found], [fp32])["enhanced"] >= gate.LEAST_PSNR_DB
+
+
+def test_a_file_that_is_right_on_the_frames_alone_is_refused(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(frames(tmp_path / "frames", light=0.1))
+    load = calibration.load
+
+    def narrow(*arguments: Any) -> calibration.Pictures:
+        pictures = load(*arguments)
+        return pictures._replace(tuning=pictures.tuning[:2])
+
+    monkeypatch.setattr(calibration, "load", narrow)
+    refused = convert(bundle.folder, bundle.folder, ["int8"], data=folder).refused
+    assert f"int8 fails its gate on 2 pictures of {DATA}" in str(refused["int8"])
 
 
 def test_int8_without_pictures_is_refused(bundle: Bundle) -> None:
