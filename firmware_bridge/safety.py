@@ -106,9 +106,7 @@ class Interlock:
         self._sampled_s: float | None = None
         self._overloaded = self._touches = False
         self._crept_um = 0.0  # sideways, in all, by retractions while nothing may move
-        self._farthest_um = (
-            math.inf
-        )  # from the sphere, as z * z_sign, since it was armed or retracted: lower is farther
+        self._farthest_um = math.inf  # from the sphere since it was armed or retracted, z * z_sign: lower is farther
         self._approach: ApproachBounds | None = None  # the one under way, or that led here
 
     @property

@@ -23,7 +23,7 @@ from firmware_bridge.simulator.esp301 import Esp301Server, SimulatedEsp301
 from tests.sphere import LIMITS, ME, TRAVEL
 from tests.waiting import until
 
-PARTS = {"contact", "watch", "focus lift", "retraction"}
+PARTS = {"contact", "watch", "interlock clock", "focus lift", "retraction"}
 
 
 class Instrument:
