@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pwd
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -619,6 +620,38 @@ class TestWithChildProcesses:
         child_environment.setenv("FAKE_TENSORRT_FAULTS", "killed build")
         with pytest.raises(PlanError, match=r"ended by SIGKILL; .*the memory was full"):
             build_in_child(job, "fp16", job.plans, lambda _: None, threading.Event())
+
+    def test_the_child_is_nicer_than_what_watches_the_stage(
+        self, on_device: None, job: BuildJob, child_environment: pytest.MonkeyPatch
+    ) -> None:
+        child_environment.setenv("FAKE_TENSORRT_FAULTS", "endless build")
+        children: list[subprocess.Popen[bytes]] = []
+        start = subprocess.Popen
+
+        def started(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+            children.append(start(*arguments, **options))
+            return children[-1]
+
+        child_environment.setattr(builder.subprocess, "Popen", started)
+        stop, found = threading.Event(), set()
+
+        def listen(progress: BuildProgress) -> None:
+            found.add(os.getpriority(os.PRIO_PROCESS, children[0].pid))
+            stop.set()
+
+        with pytest.raises(CancelledBuildError):
+            build_in_child(job, "fp16", job.plans, listen, stop)
+        assert found == {min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)}
+
+    def test_a_signal_without_a_name_and_a_line_somebody_printed_into_are_no_surprise(
+        self, job: BuildJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        line = '{"event": "phase", [W] a warning of a library'
+        code = f"import os; print({line!r}, flush=True); os.kill(os.getpid(), 36)"
+        monkeypatch.setattr(BuildJob, "build_command", lambda *_: ("-c", code))
+        with caplog.at_level("INFO"), pytest.raises(PlanError, match="The builder was ended by signal 36; its log"):
+            build_in_child(job, "fp16", job.plans, lambda _: None, threading.Event())
+        assert f"builder: {line}" in caplog.text
 
     def test_a_failed_build_comes_back_in_the_builders_words(
         self, on_device: None, job: BuildJob, child_environment: pytest.MonkeyPatch
