@@ -258,6 +258,8 @@ class FocusStage:
         ------
         RefusedError
             Nobody says that the sphere is removed.
+        StoppedError
+            `stop` or `focus_up` was called meanwhile: home it again.
         """
         if not sphere_removed:
             raise RefusedError(
@@ -266,8 +268,13 @@ class FocusStage:
             )
         check_positive(timeout_s=timeout_s)
         with self._begin:
-            self._move = object()
-            self._axis.home(timeout_s)
+            self._move = move = object()
+            try:
+                self._axis.home(timeout_s)
+            except RefusedError:
+                self._check(move)  # a search that was stopped ends so, in whatever words
+                raise
+            self._check(move)
         log.info("focus referenced, at %.1f um", self.position_um())
 
     def close(self) -> None:

@@ -219,11 +219,11 @@ class XpsFocus:
         """Connect to ``tcp://host:5001``. Nothing moves, and nothing is initialised."""
         return cls(lambda: open_transport(port), positioner, name=port)
 
-    def _ask(self, call: str) -> list[str]:
-        return self._asker.call(call, self._timeout_s)
+    def _ask(self, call: str, by: Connection | None = None) -> list[str]:
+        return (by or self._asker).call(call, self._timeout_s)
 
-    def _numbers(self, call: str, count: int) -> list[float]:
-        values = self._ask(call)
+    def _numbers(self, call: str, count: int, by: Connection | None = None) -> list[float]:
+        values = self._ask(call, by)
         if len(values) != count:
             raise ProtocolError(f"the XPS answered {call} with {values}, expected {count} numbers")
         return [parse_number(value, "the XPS") for value in values]
@@ -241,8 +241,8 @@ class XpsFocus:
         """See FocusAxis."""
         return self._numbers(f"GroupPositionCurrentGet({self._positioner},double *)", 1)[0]
 
-    def _state(self) -> int:
-        return int(self._numbers(f"GroupStatusGet({self._group},int *)", 1)[0])
+    def _state(self, by: Connection | None = None) -> int:
+        return int(self._numbers(f"GroupStatusGet({self._group},int *)", 1, by)[0])
 
     def check_ready(self) -> None:
         """See FocusAxis."""
@@ -277,13 +277,24 @@ class XpsFocus:
         """See FocusAxis."""
         try:
             try:
-                self._stopper.call(f"GroupMoveAbort({self._group})", self._timeout_s)
+                self._abort()
             except LinkError as exc:  # a connection that nobody used may have died long ago
                 log.warning("%s; stopping once more, on a new connection", exc)
-                self._stopper.call(f"GroupMoveAbort({self._group})", self._timeout_s)
+                self._abort()
         except RefusedError as exc:
-            if exc.code != NOT_ALLOWED:  # which says that nothing moved
-                raise LinkError(f"the focus stage could not be stopped: {exc}") from exc
+            raise LinkError(f"the focus stage could not be stopped: {exc}") from exc
+
+    def _abort(self) -> None:
+        try:
+            self._stopper.call(f"GroupMoveAbort({self._group})", self._timeout_s)
+        except RefusedError as exc:
+            if exc.code != NOT_ALLOWED:
+                raise
+            # Nothing moves; or a reference is searched, which only a kill ends (XPS programmer's manual: an abort is
+            # for groups that move or jog; from the manual, not tried on a controller).
+            if self._state(self._stopper) == HOMING:
+                log.warning("the reference search is killed: the group has to be initialised and homed anew")
+                self._stopper.call(f"GroupKill({self._group})", self._timeout_s)
 
     def home(self, timeout_s: float) -> None:
         """See FocusAxis."""

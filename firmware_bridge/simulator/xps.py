@@ -93,7 +93,7 @@ class SimulatedXps:
         return "SIMULATED XPS-Q8 Firmware"
 
     def _GroupStatusGet(self, *_: str) -> str:
-        return "44" if self.moving else str(self.state)
+        return "44" if self.moving and self.state != 43 else str(self.state)
 
     def _GroupPositionCurrentGet(self, *_: str) -> str:
         return f"{self.position_mm:.9g}"
@@ -117,10 +117,18 @@ class SimulatedXps:
         return self._wait(12)
 
     def _GroupMoveAbort(self, *_: str) -> str | int:
-        if not self.moving:
+        # Newport, XPS programmer's manual: for a group that moves or jogs, not for one that searches its reference.
+        # As the kill below, it is from the manual and was not tried on a controller.
+        if not self.moving or self.state == 43:
             return -22
+        return self._end(10)
+
+    def _GroupKill(self, *_: str) -> str:
+        return self._end(7)
+
+    def _end(self, then: int) -> str:
         self.motor.stop(self._clock())
-        self._aborted, self.state = True, 10
+        self._aborted, self.state = True, then
         self._changed.notify_all()
         return ""
 
@@ -133,6 +141,7 @@ class SimulatedXps:
     def _GroupHomeSearch(self, *_: str) -> str | int:
         if self.state != 42:
             return -22
+        self.state = 43
         self.motor.go(self._clock(), 0.0)
         return self._wait(11)
 

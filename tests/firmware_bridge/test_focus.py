@@ -26,7 +26,7 @@ from firmware_bridge.transport import open_transport
 from firmware_bridge.xps import XpsFocus
 from tests.waiting import until
 
-TIMEOUT_S = 0.15
+TIMEOUT_S = 0.4
 
 
 def opened(axis, **keywords) -> FocusStage:
@@ -246,13 +246,16 @@ def test_a_move_that_takes_too_long_is_stopped(bench):
 
 
 def test_lifting_ends_the_move_under_way_and_goes_up_without_waiting(bench):
+    motor = bench.controller.motor
+    motor.speed_mm_s = 0.1  # it arrives after 2 s
     with bench.open(lift_um=200.0) as stage:
         stage.start(-40_000.0)
         stage.focus_up()
         assert bench.controller.moving
-        while stage._axis.moving():
-            pass
-        assert 1100.0 < stage.position_um() <= 1200.0
+        stopped_um = 1e3 * motor.from_mm
+        assert until(lambda: not stage._axis.moving(), timeout_s=20.0)
+        assert stopped_um < 1000.0
+        assert stage.position_um() == pytest.approx(stopped_um + 200.0, abs=0.01)
 
 
 def test_a_lift_that_is_waited_for_is_up_when_it_returns(bench):
@@ -276,6 +279,38 @@ def test_a_reference_search_needs_a_persons_word_that_the_sphere_is_removed(benc
         with pytest.raises(RefusedError, match="remove the sphere"):
             stage.home(sphere_removed=False)
         assert moves(bench) == []
+
+
+def test_a_stop_ends_a_reference_search_which_tells_that_it_was_stopped(bench):
+    bench.controller.motor.from_mm = bench.controller.motor.to_mm = 40.0
+    if bench.name == "xps":
+        bench.controller.state = 42
+    with bench.open() as stage:
+        errors: list[BaseException] = []
+
+        def home() -> None:
+            try:
+                stage.home(sphere_removed=True)
+            except FirmwareError as exc:
+                errors.append(exc)
+
+        searcher = threading.Thread(target=home)
+        searcher.start()
+        assert until(lambda: bench.controller.moving, timeout_s=5.0)
+        stage.stop()
+        assert stands_still(bench)
+        searcher.join(5)
+        assert isinstance(errors[0], StoppedError)
+        if bench.name == "xps":  # killed, so it has to be initialised anew
+            with pytest.raises(RefusedError, match="home it"):
+                stage.move_to(1000.0)
+
+
+def test_an_xps_that_stands_is_not_killed():
+    bench = Xps()
+    with bench.server, bench.open() as stage:
+        stage.stop()
+        assert not [call for call in bench.received if "GroupKill" in call]
 
 
 def test_a_reference_search_finds_zero(bench):
