@@ -22,9 +22,13 @@ class JsonFile(click.File):
         super().__init__("w", atomic=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Open it."""
+        """Take its name, and refuse one that could not be written: before anything moves, not after it."""
         exists = isinstance(value, str) and os.path.exists(value)
         whole = not exists or stat.S_ISREG(os.stat(value).st_mode)
+        if isinstance(value, str) and value != "-":
+            place = (os.path.dirname(value) or ".") if whole else value
+            if os.path.isdir(value) or not os.access(place, os.W_OK):
+                self.fail(f"{value!r} cannot be written: expected a file in a folder that is yours to write to.")
         return super().convert(value, param, ctx) if whole else click.File("w").convert(value, param, ctx)
 
 

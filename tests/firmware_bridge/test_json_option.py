@@ -30,6 +30,21 @@ def test_a_file_is_whole_or_is_not_there(tmp_path):
     assert CliRunner().invoke(write, ["--json", "-"]).stdout == "{}"
 
 
+@pytest.mark.parametrize("name", ["nowhere/said.json", "."])
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_done(tmp_path, name):
+    done = []
+
+    @click.command()
+    @json_option
+    def act(as_json):
+        done.append(as_json)
+
+    result = CliRunner().invoke(act, ["--json", str(tmp_path / name)])
+    assert result.exit_code == 2
+    assert "cannot be written" in result.output
+    assert done == []
+
+
 @pytest.mark.parametrize("fail", [(), ("--fail",)])
 def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path, fail):
     path = tmp_path / "pipe"
