@@ -75,12 +75,16 @@ class ADS1115:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if channel not in range(4) or address not in range(0x48, 0x4C):
-            raise OutOfRangeError(f"ADS1115 channel {channel}, address {address:#x}: expected 0 to 3, and 0x48 to 0x4b")
+        self._check(channel, address)
         self._bus, self._address, self._clock, self._sleep = bus, address, clock, sleep
         self._name = f"ADS1115 {address:#x} AIN{channel}"
         self._config = self.SINGLE_ENDED | channel << 12 | self.GAIN | self.SINGLE_SHOT | self.RATE | self.NO_COMPARATOR
         self._closed = False
+
+    @staticmethod
+    def _check(channel: int, address: int) -> None:
+        if channel not in range(4) or address not in range(0x48, 0x4C):
+            raise OutOfRangeError(f"ADS1115 channel {channel}, address {address:#x}: expected 0 to 3, and 0x48 to 0x4b")
 
     @classmethod
     def open(cls, *, bus: int = 1, channel: int = 0, address: int = 0x48) -> ADS1115:
@@ -88,11 +92,14 @@ class ADS1115:
 
         Raises
         ------
+        OutOfRangeError
+            No such channel or address; nothing was opened.
         RefusedError
             smbus2 is not installed.
         LinkError
             No such bus, or nobody there.
         """
+        cls._check(channel, address)
         try:
             from smbus2 import SMBus
         except ImportError as exc:
@@ -187,13 +194,18 @@ class MCP3008:
     CLOCK_HZ = 1_000_000  # the data sheet allows 1.35 MHz at 2.7 V, 3.6 MHz at 5 V
 
     def __init__(self, bus: SpiBus, *, channel: int = 0, reference_v: float = HIGHEST_V) -> None:
+        self.check(channel, reference_v)
+        self._bus, self._channel, self._reference_v = bus, channel, reference_v
+        self._name = f"MCP3008 CH{channel}"
+        self._closed = False
+
+    @staticmethod
+    def check(channel: int, reference_v: float) -> None:
+        """Refuse (OutOfRangeError) what the chip does not have."""
         if channel not in range(8) or not 0 < reference_v <= HIGHEST_V:
             raise OutOfRangeError(
                 f"MCP3008 channel {channel}, reference {reference_v} V: expected 0 to 7, and at most {HIGHEST_V} V"
             )
-        self._bus, self._channel, self._reference_v = bus, channel, reference_v
-        self._name = f"MCP3008 CH{channel}"
-        self._closed = False
 
     @classmethod
     def open(cls, *, bus: int = 0, device: int = 0, channel: int = 0, reference_v: float = HIGHEST_V) -> MCP3008:
@@ -201,11 +213,14 @@ class MCP3008:
 
         Raises
         ------
+        OutOfRangeError
+            No such channel, or too high a reference; nothing was opened.
         RefusedError
             spidev is not installed.
         LinkError
             No such bus.
         """
+        cls.check(channel, reference_v)
         try:
             from spidev import SpiDev
         except ImportError as exc:
@@ -272,9 +287,12 @@ class Mcp3008OnPi:
 
         Raises
         ------
+        OutOfRangeError
+            No such channel, or too high a reference; nothing was opened.
         RefusedError
             gpiozero is not installed, or this is no Raspberry Pi.
         """
+        MCP3008.check(channel, reference_v)
         try:
             import gpiozero
         except ImportError as exc:

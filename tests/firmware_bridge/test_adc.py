@@ -250,6 +250,32 @@ def test_gpiozeros_mcp3008_off_a_pi_names_the_other_driver(monkeypatch):
         Mcp3008OnPi.open()
 
 
+@pytest.mark.parametrize(
+    "opens",
+    [
+        lambda: ADS1115.open(channel=6),
+        lambda: ADS1115.open(address=0x47),
+        lambda: MCP3008.open(channel=8),
+        lambda: MCP3008.open(reference_v=5.0),
+        lambda: Mcp3008OnPi.open(channel=8),
+        lambda: Mcp3008OnPi.open(reference_v=5.0),
+    ],
+)
+def test_a_channel_that_does_not_exist_is_refused_before_anything_is_opened(monkeypatch, opens):
+    opened = []
+
+    def open_it(*_, **__) -> None:
+        opened.append(1)
+        raise OSError("opened")
+
+    monkeypatch.setitem(sys.modules, "smbus2", types.SimpleNamespace(SMBus=open_it))
+    monkeypatch.setitem(sys.modules, "spidev", types.SimpleNamespace(SpiDev=open_it))
+    monkeypatch.setitem(sys.modules, "gpiozero", types.SimpleNamespace(MCP3008=open_it, GPIOZeroError=OSError))
+    with pytest.raises(OutOfRangeError):
+        opens()
+    assert opened == []
+
+
 def test_a_reader_is_opened_by_the_name_of_its_driver(monkeypatch):
     opened = []
     for chip in (ADS1115, MCP3008, Mcp3008OnPi):
