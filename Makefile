@@ -9,7 +9,7 @@ FLOORS := 3.10 3.12
 # repository, 0.5 GB; they take minutes and gigabytes of memory to make, so what is there stays.
 BENCH_MODELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/superlens/bench-models
 
-.PHONY: run test check bench bench-models docs zoo install install-dev system-packages gpu-standins gpu-test bench-peers edge-pythons format clean
+.PHONY: run test check bench bench-models docs zoo install install-dev system-packages gpu-standins machine gpu-test bench-peers edge-pythons format clean
 
 # The appliance alone: small, no torch. Training, export and the tools of the developers come on top of it.
 install: $(VENV)/.appliance
@@ -37,7 +37,7 @@ $(VENV)/.dev: $(VENV)/.appliance
 run: install
 	$(BIN)/superlens run
 
-test: install-dev system-packages gpu-standins bench-peers
+test: install-dev system-packages gpu-standins machine bench-peers
 	$(BIN)/pytest
 	$(MAKE) --no-print-directory edge-pythons
 
@@ -84,6 +84,11 @@ system-packages:
 gpu-standins: install-dev
 	$(BIN)/python tests/tensorrt/bindings.py install
 	$(BIN)/python -m tests.cuda.standin
+
+# A Debian with a kernel of its own, under QEMU: its GPIO lines, USB serial port and service are what tests/system/
+# test_machine.py tests. Without root and QEMU those tests say what is missing (in CI they fail).
+machine: install-dev system-packages
+	$(BIN)/python -m tests.system.machine.build
 
 # On a machine with an NVIDIA GPU, in a process of its own: a fault of the GPU ends it.
 gpu-test: install-dev
