@@ -187,9 +187,13 @@ def scan(
     """Raster-scan a region and place the tiles in one mosaic by stage position."""
     with errors_as_exit_codes():
         from edge.daemon import Daemon
-        from edge.jobs import plan_scan
+        from edge.jobs import check_scan, plan_scan
+        from edge.recorder import check_folder
 
-        daemon = Daemon(config_from(**options))
+        config = config_from(**options)
+        check_scan(region_um=region_um, overlap=overlap, settle_s=settle_s)
+        check_folder(out)
+        daemon = Daemon(config)
         quit_on_signals(daemon.quit)
         try:
             instrument = daemon.open()

@@ -26,6 +26,7 @@ from edge.sinks import PreviewSink, Shot, SnapshotSink
 from edge.status import RunState, StatusBoard
 from edge.stitch import camera_from_stage, crop_square
 from edge.utc import utc_stamp
+from firmware_bridge.pzt import PositionUm
 
 FRAME_TIMEOUT_S = 5.0
 LEAST_TILE_PX = 16
@@ -81,6 +82,21 @@ def live_job(instrument: Instrument, board: StatusBoard, *, frames: int | None =
     return Job(RunState.LIVE, work, endless=frames is None, interrupt=camera.stop)
 
 
+def check_scan(*, region_um: tuple[float, float], overlap: float, settle_s: float) -> None:
+    """Refuse (ConfigError) a scan that no instrument can do, before one is opened for it."""
+    _planned(region_um, overlap, settle_s, centre_um=PositionUm(0, 0, 0), tile_um=1.0)
+
+
+def _planned(
+    region_um: tuple[float, float], overlap: float, settle_s: float, *, centre_um: PositionUm, tile_um: float
+) -> ScanPlan:
+    try:
+        return ScanPlan(region_um=region_um, centre_um=centre_um, tile_um=tile_um, overlap=overlap, settle_s=settle_s)
+    except ValidationError as exc:
+        fault = exc.errors()[0]
+        raise ConfigError(f"The scan's {fault['loc'][0]}: {fault['msg']} (found {fault['input']!r}).") from exc
+
+
 def plan_scan(instrument: Instrument, *, region_um: tuple[float, float], overlap: float, settle_s: float) -> ScanPlan:
     """A plan for this instrument: tiles are the inscribed square of the field (without a field, the frame's largest
     square), x and y centred on the stage's travel.
@@ -101,26 +117,22 @@ def plan_scan(instrument: Instrument, *, region_um: tuple[float, float], overlap
         raise ConfigError("A scan needs the pixel size (--pixel-size-nm), to know its tiles.")
     field_um = instrument.config.sphere.field_um
     frame_um = min(instrument.camera.shape) * instrument.pixel_size_nm / 1e3
-    try:
-        plan = ScanPlan(
-            region_um=region_um,
-            centre_um=instrument.stage.limits_um.centre._replace(z=instrument.stage.target_um().z),
-            tile_um=frame_um if field_um is None else inscribed_square_um(field_um),
-            overlap=overlap,
-            settle_s=settle_s,
+    plan = _planned(
+        region_um,
+        overlap,
+        settle_s,
+        centre_um=instrument.stage.limits_um.centre._replace(z=instrument.stage.target_um().z),
+        tile_um=frame_um if field_um is None else inscribed_square_um(field_um),
+    )
+    side_px = tile_side_px(plan, instrument.pixel_size_nm)
+    if side_px < LEAST_TILE_PX:
+        raise ConfigError(
+            f"A tile of {plan.tile_um:g} um is {side_px} px at {instrument.pixel_size_nm:g} nm a pixel; a scan "
+            f"needs {LEAST_TILE_PX} px. Correct [sphere] field_um, or the pixel size. Nothing was moved."
         )
-        side_px = tile_side_px(plan, instrument.pixel_size_nm)
-        if side_px < LEAST_TILE_PX:
-            raise ConfigError(
-                f"A tile of {plan.tile_um:g} um is {side_px} px at {instrument.pixel_size_nm:g} nm a pixel; a scan "
-                f"needs {LEAST_TILE_PX} px. Correct [sphere] field_um, or the pixel size. Nothing was moved."
-            )
+    try:
         frame = np.broadcast_to(np.uint8(0), instrument.camera.shape)
         crop_square(frame, side_px=side_px, centre_px=instrument.config.sphere.centre_px)
-    except ValidationError as exc:
-        fault = exc.errors()[0]
-        name = "--" + str(fault["loc"][0]).replace("_", "-")
-        raise ConfigError(f"The scan's {name}: {fault['msg']} (found {fault['input']!r}).") from exc
     except ValueError as exc:
         raise ConfigError(f"The tiles of the scan do not fit the camera's frame: {exc}.") from exc
     plan.check(instrument.stage.limits_um)

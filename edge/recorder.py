@@ -17,6 +17,18 @@ from edge.scan import ScanPlan
 from edge.stitch import Mosaic, crop_square, place
 from firmware_bridge.pzt import PositionUm
 
+_ANOTHER = "Give another one: --out on the command line, [box] data_dir for the scans of the page."
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse (ConfigError) a folder that holds something, or is none; one that is not there yet is in order."""
+    try:
+        used = folder.exists() and any(folder.iterdir())
+    except OSError as exc:
+        raise ConfigError(f"The folder {folder} cannot be used: {exc}. {_ANOTHER}") from exc
+    if used:
+        raise ConfigError(f"The folder {folder} is not empty, and nothing is overwritten. {_ANOTHER}")
+
 
 class ScanRecorder:
     """Keeps a scan: raw and enhanced tiles as they come, ``scan.json``, and at the end one mosaic by stage positions.
@@ -68,14 +80,12 @@ class ScanRecorder:
         picture: Callable[[NDArray[Any]], NDArray[Any]] = lambda pixels: pixels,
         facts: Mapping[str, Any],
     ) -> None:
+        check_folder(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise ConfigError(f"The folder {folder} is not empty. Give another --out; nothing is overwritten.")
             for kind in ("raw", "enhanced"):
-                (folder / kind).mkdir()
+                (folder / kind).mkdir(parents=True)
         except OSError as exc:
-            raise ConfigError(f"The folder {folder} cannot be made: {exc}. Give another --out.") from exc
+            raise ConfigError(f"The folder {folder} cannot be made: {exc}. {_ANOTHER}") from exc
         self.folder, self.plan = folder, plan
         self.mosaic_path: Path | None = None
         self.missing: dict[int, str] = {}

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 from PIL import Image
+
+from edge.__main__ import main
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -153,7 +156,7 @@ def test_doctor_names_versions_and_what_is_missing(superlens: Run) -> None:
         (["run", "--port", "{port}", "--model", "{bundle}"], 2, "in use"),
         (["run", "--no-web", "--config", "{tmp}/serial.toml", "--model", "{bundle}"], 1, "/dev/absent-pzt"),
         (["scan", "--region-um", "500", "20", "--out", "{tmp}/s", "--model", "{bundle}"], 2, "Nothing was moved"),
-        (["scan", "--region-um", "-5", "20", "--out", "{tmp}/s", "--model", "{bundle}"], 2, "region-um"),
+        (["scan", "--region-um", "-5", "20", "--out", "{tmp}/s", "--model", "{bundle}"], 2, "region_um"),
         (
             ["scan", "--region-um", "20", "20", "--overlap", "1.5", "--out", "{tmp}/s", "--model", "{bundle}"],
             2,
@@ -230,6 +233,29 @@ runpy.run_module("edge", run_name="__main__", alter_sys=True)
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frames"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--overlap", "1"], "overlap: .*less than 0.9.*found 1.0"),
+        (["--region-um", "nan", "40"], "region_um: .*finite number.*found nan"),
+        (["--settle-s", "-3"], "settle_s: .*greater than or equal to 0.*found -3.0"),
+        (["--out", "{tmp}"], "not empty.*--out"),
+        (["--out", "{tmp}/notes.txt"], "notes.txt cannot be used.*--out"),
+    ],
+)
+def test_a_scan_that_cannot_be_is_refused_before_anything_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr("edge.daemon.open_instrument", lambda *args, **kwargs: opened.append(args))
+    (tmp_path / "notes.txt").write_text("no folder")
+    asked = [argument.format(tmp=tmp_path) for argument in arguments]
+    done = CliRunner().invoke(main, ["scan", "--region-um", "20", "20", "--out", str(tmp_path / "s"), *asked])
+    assert done.exit_code == 2, done.output
+    assert re.search(message, done.stderr), done.stderr
+    assert opened == []
 
 
 @pytest.mark.parametrize("slow", ["pydantic", "edge.daemon"])
