@@ -229,7 +229,7 @@ def test_a_tile_that_does_not_fit_the_frame_is_refused_before_anything_moves(mak
 
 
 def test_a_region_out_of_all_bounds_is_a_config_error(make: DaemonMaker) -> None:
-    with pytest.raises(ConfigError, match="region-um"):
+    with pytest.raises(ConfigError, match="region_um"):
         make().start_scan_of(region_um=(20_000, 10), overlap=0.1)
 
 
