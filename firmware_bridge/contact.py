@@ -146,6 +146,7 @@ class ContactMonitor:
         self._since_s = clock()
         self._over = 0  # samples in a row beyond the overload
         self._trouble = "no sample yet"
+        self._silent = 0  # times in a row that the reader did not answer
         self._failure: BaseException | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -194,7 +195,13 @@ class ContactMonitor:
             self._judge(asked_s, over=True, what=self._trouble)
         except FirmwareError as exc:
             self._trouble = str(exc)
-            log.warning("no contact sample: %s", exc)
+            if not self._silent:  # it may go on for hours, 200 times a second
+                log.warning("no contact sample: %s", exc)
+            self._silent += 1
+        else:
+            if self._silent:
+                log.info("contact samples again, after %d without one", self._silent)
+            self._silent = 0
         # Before the new one makes up for it: sphere and sample were on their own for so long.
         if self._guard is not None and self._age_s() > self.stale_s:
             self._guard.overload(f"contact signal stale for {self._age_s():.3f} s: {self._trouble}")
