@@ -33,10 +33,10 @@ class Flown:
     ----------
     line : FlyLine
         What was asked for.
-    began_s : float
-        When the motion was commanded, on the stage's clock, seconds.
+    began_s : tuple of float
+        The motion began between these times on the stage's clock, seconds: see `PztStage.began_s`.
     pulses_s : tuple of float
-        When each pulse fell, after that, by the recorder; NaN where it does not know.
+        When each pulse fell, after the motion began, by the recorder; NaN where it does not know.
     tiles_um : tuple of PositionUm
         Measured in the middle of each tile's exposure; NaN where the recorder does not know.
     recording : Recording
@@ -44,15 +44,20 @@ class Flown:
     """
 
     line: FlyLine
-    began_s: float
+    began_s: tuple[float, float]
     pulses_s: tuple[float, ...]
     tiles_um: tuple[PositionUm, ...]
     recording: Recording
 
     @property
     def due_s(self) -> list[float]:
-        """When each pulse fell, on the stage's clock: what `recording.reconcile` takes."""
-        return [self.began_s + at_s for at_s in self.pulses_s]
+        """When each pulse fell at the earliest, on the stage's clock: what `recording.reconcile` takes."""
+        return [self.began_s[0] + at_s for at_s in self.pulses_s]
+
+    @property
+    def unsure_s(self) -> float:
+        """By how much all of `due_s` may be too early: the time that the command took. 3 ms at 115 200 Bd."""
+        return self.began_s[1] - self.began_s[0]
 
 
 def fly(

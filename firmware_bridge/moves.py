@@ -85,8 +85,9 @@ class Mover:
     ----------
     ready : bool
         A move will move: the servo was closed knowingly, and nothing has happened since.
-    began_s : float
-        When the last motion had been commanded, on the clock.
+    began_s : tuple of float
+        The last motion began between these two times on the clock: before its command was sent, and after the
+        controller had accepted it.
     stops : Stops
         A move is given the one before it (`Stops.since`), and ends with a StoppedError when another one comes.
     slew_um_s : float
@@ -104,7 +105,7 @@ class Mover:
     ) -> None:
         self.controller, self.guard = controller, guard
         self.ready = False
-        self.began_s = clock()
+        self.began_s = (clock(), clock())
         self.slew_um_s = 1e9
         # Where the last move ended and what was commanded; None when anything may have happened since.
         self._rested_um: PositionUm | None = None
@@ -215,8 +216,7 @@ class Mover:
         slew_s = max(ways_um) / self.slew_um_s if ways_um else None
         self._read_stop()
         with self.stopping_on_errors(last_stop):
-            self.ask(lambda: self.controller.set("MOV", command_um, before_sending=lambda: self.stops.check(last_stop)))
-            self.began_s = self._clock()
+            self._begin(gcs.set_line("MOV", command_um), last_stop)
             measured_um = self._settle(target_um, last_stop, timeout_s, slew_s)
         self._rested_um, self._held_um = measured_um, target_um
         if self.stops.came(last_stop):  # looked at last: a stop forgets after it has become the last one
@@ -237,8 +237,7 @@ class Mover:
         self.forget()
         self._read_stop()
         with self.stopping_on_errors(last_stop):
-            self.ask(lambda: self.controller.command(start, before_sending=lambda: self.stops.check(last_stop)))
-            self.began_s = self._clock()
+            self._begin(start, last_stop)
             deadline_s = self._clock() + timeout_s
             while not self.ask(done):
                 self.stops.check(last_stop)
@@ -248,6 +247,17 @@ class Mover:
             self.stops.check(last_stop)
             if ends_um is not None:
                 self._settle(ends_um, last_stop, timeout_s, None)
+
+    def _begin(self, motion: bytes, last_stop: object) -> None:
+        sent_s = self._clock()
+
+        def sending() -> None:
+            nonlocal sent_s
+            self.stops.check(last_stop)
+            sent_s = self._clock()
+
+        self.ask(lambda: self.controller.command(motion, before_sending=sending))
+        self.began_s = (sent_s, self._clock())
 
     @contextmanager
     def stopping_on_errors(self, last_stop: object) -> Iterator[None]:
@@ -273,7 +283,7 @@ class Mover:
             raise
 
     def _settle(self, target_um: PositionUm, last_stop: object, timeout_s: float, slew_s: float | None) -> PositionUm:
-        deadline_s = self.began_s + timeout_s
+        deadline_s = self.began_s[1] + timeout_s
         arrived_s: float | None = None
         suspected = too_early = False
         if slew_s is not None:

@@ -191,8 +191,11 @@ class Account:
     gap: str
 
 
-def reconcile(due_s: Sequence[float], came_s: Sequence[float], *, triggers: int) -> Account:
+def reconcile(due_s: Sequence[float], came_s: Sequence[float], *, triggers: int, unsure_s: float = 0.0) -> Account:
     """Find out which frame belongs to which tile, by time; a missing or surplus one is named, never shifted.
+
+    Where that cannot be told, as when one is missing at an end and the clocks leave room for a shift, no frame is
+    given to a tile, and the gap says so.
 
     Parameters
     ----------
@@ -203,34 +206,40 @@ def reconcile(due_s: Sequence[float], came_s: Sequence[float], *, triggers: int)
         the time between tiles.
     triggers : int
         Pulses that were counted.
+    unsure_s : float
+        By how much all of `due_s` may be too early, seconds (`flying.Flown.unsure_s`).
     """
     due, came = np.asarray(due_s, dtype=float), np.asarray(came_s, dtype=float)
     known = np.flatnonzero(np.isfinite(due))
     frame_of: list[int | None] = [None] * len(due)
-    spare = set(range(len(came)))
+    spare, ambiguous = set(range(len(came))), ""
     if known.size and came.size:
         between_s = float(np.min(np.diff(due[known]))) if known.size > 1 else 1.0
         # The true lateness brings one of the first frames to its tile. A shift by one tile would lose one at a gap,
-        # or, where the gap is at an end of the line, be later than half the time between tiles.
+        # or, where the gap is at an end of the line, be early, or later than is possible.
         candidates = (came[:3, None] - due[known]).ravel()
-        candidates = candidates[np.abs(candidates) < 1.5 * between_s]
-        best: dict[int, int] = {}
-        best_late_s = math.inf
-        for late_s in candidates:
-            found = _tiles_of(came - late_s, due, known, between_s / 4)
-            if (len(found), -abs(late_s)) > (len(best), -best_late_s):
-                best, best_late_s = found, abs(late_s)
-        for tile, index in best.items():
-            frame_of[tile] = index
-            spare.discard(index)
+        candidates = candidates[np.abs(candidates) < 1.5 * between_s + unsure_s]
+        found = [(float(late_s), _tiles_of(came - late_s, due, known, between_s / 4)) for late_s in candidates]
+        most = max((len(tiles) for _, tiles in found), default=0)
+        best = [(late_s, tiles) for late_s, tiles in found if len(tiles) == most]
+        best = [one for one in best if -between_s / 4 <= one[0] <= between_s / 2 + unsure_s] or best
+        lates_s = sorted(late_s for late_s, _ in best)
+        if best and lates_s[-1] - lates_s[0] > between_s / 2:
+            ambiguous = f"frames may be late by {lates_s[0]:.4f} or {lates_s[-1]:.4f} s, so none is given to a tile"
+        elif best:
+            for tile, index in min(best, key=lambda one: abs(one[0]))[1].items():
+                frame_of[tile] = index
+                spare.discard(index)
     rows, expected = int(known.size), len(due)
     said = []
     if triggers != expected:
         said.append(f"{triggers} pulses for {expected} tiles")
     missing = [tile for tile, frame in enumerate(frame_of) if frame is None]
-    if missing:
+    if ambiguous:
+        said.append(f"{len(came)} frames for {expected} tiles: {ambiguous}")
+    elif missing:
         said.append(f"no frame for tile {', '.join(map(str, missing))}")
-    if spare:
+    if spare and not ambiguous:
         said.append(f"frame {', '.join(map(str, sorted(spare)))} belongs to no tile")
     if rows != expected:
         said.append(f"the recorder knows {rows} of {expected} tiles")

@@ -488,8 +488,10 @@ class PztStage:
             self.command(line)
 
     @property
-    def began_s(self) -> float:
-        """When the last motion had been commanded, on the stage's clock (`time.monotonic`)."""
+    def began_s(self) -> tuple[float, float]:
+        """The last motion began between these times on the stage's clock (`time.monotonic`): before its command was
+        sent, and after the controller had accepted it.
+        """
         return self._mover.began_s
 
     def _clear_error(self) -> None:

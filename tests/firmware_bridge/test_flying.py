@@ -14,7 +14,7 @@ from firmware_bridge.lines import FlyLine, raster
 from firmware_bridge.outputs import TriggerOutput
 from firmware_bridge.pzt import PositionUm, open_stage
 from firmware_bridge.recording import Recorder, reconcile
-from firmware_bridge.simulator import Simulator
+from firmware_bridge.simulator import Simulator, serve_pty
 from tests.waiting import until
 
 LINE = FlyLine(PositionUm(40, 50, 5), axis=0, step_um=2.0, count=6, velocity_um_s=200.0, exposure_s=0.001)
@@ -49,7 +49,8 @@ def test_a_line_has_a_pulse_for_each_tile_where_it_should_be_and_no_other(flight
     tiles = [at + direction * line.velocity_um_s * line.exposure_s / 2 for at in line.pulses_um]
     assert [tile.x for tile in flown.tiles_um] == pytest.approx(tiles, abs=0.05)
     assert [tile.y for tile in flown.tiles_um] == pytest.approx([50] * line.count, abs=0.01)
-    account = reconcile(flown.due_s, [t_ns / 1e9 for t_ns, _ in pulses], triggers=len(pulses))
+    frames_s = [t_ns / 1e9 for t_ns, _ in pulses]
+    account = reconcile(flown.due_s, frames_s, triggers=len(pulses), unsure_s=flown.unsure_s)
     assert account.gap == ""
     assert account.rows == line.count
     assert stage.velocity_um_s() == (2000, 2000, 2000)
@@ -70,7 +71,7 @@ def test_a_frame_that_was_lost_is_named(flight):
     until(lambda: len(pulses) >= LINE.count)
     frames_s = [t_ns / 1e9 for t_ns, _ in pulses]
     del frames_s[2]
-    account = reconcile(flown.due_s, frames_s, triggers=len(pulses))
+    account = reconcile(flown.due_s, frames_s, triggers=len(pulses), unsure_s=flown.unsure_s)
     assert account.gap == "no frame for tile 2"
 
 
@@ -103,6 +104,27 @@ def test_a_line_that_goes_wrong_leaves_no_pulses_and_no_slow_stage_behind(flight
     stage.move_to(PositionUm(20, 50, 5))
     stage.move_to(PositionUm(70, 50, 5))
     assert len(pulses) == count
+
+
+@pytest.mark.parametrize("lost", [0, LINE.count - 1], ids=["the first", "the last"])
+def test_a_frame_that_is_lost_at_an_end_shifts_no_line_at_the_speed_of_a_real_port(lost):
+    simulator, pulses_s = Simulator("e727"), []
+    simulator.on_pulse(lambda _, t_ns, pose_um: pulses_s.append(t_ns / 1e9))
+    with serve_pty(simulator, baud=115200) as server, open_stage(server.address, enable_servo=True) as stage:
+        line = replace(LINE, step_um=1.0, exposure_s=0.0005)  # a tile each 5 ms; the command takes 3
+        flown = fly(stage, line, TriggerOutput(stage), **KEEPS)
+        until(lambda: len(pulses_s) >= line.count)
+    late_s = [came_s - due_s for came_s, due_s in zip(pulses_s, flown.due_s, strict=True)]
+    assert min(late_s) > -0.0005
+    assert max(late_s) < flown.unsure_s + 0.0005
+    del pulses_s[lost]
+    tiles = [n for n in range(line.count) if n != lost]
+    account = reconcile(flown.due_s, pulses_s, triggers=line.count - 1, unsure_s=flown.unsure_s)
+    told = [(tile, frame) for tile, frame in enumerate(account.frame_of) if frame is not None]
+    assert told in ([], [(tile, frame) for frame, tile in enumerate(tiles)]), (
+        "on a loaded machine it says that it is unsure"
+    )
+    assert account.gap
 
 
 def test_a_line_leaves_each_axis_the_velocity_that_it_had():

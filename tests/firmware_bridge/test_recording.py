@@ -99,6 +99,26 @@ def test_the_first_frame_missing_is_not_the_last():
     assert reconcile(DUE, [at + 0.01 for at in DUE[:-1]], triggers=7).frame_of == (0, 1, 2, 3, 4, 5, 6, None)
 
 
+def test_a_start_that_is_not_known_exactly_does_not_shift_a_line_whose_first_frame_is_missing():
+    late = [at + 0.07 for at in DUE]  # most of it, because the motion began later than it may have
+    assert reconcile(DUE, late[1:], triggers=7, unsure_s=0.08).frame_of == (None, 0, 1, 2, 3, 4, 5, 6)
+    assert reconcile(DUE, late[:-1], triggers=7, unsure_s=0.08).frame_of == (0, 1, 2, 3, 4, 5, 6, None)
+
+
+@pytest.mark.parametrize(
+    ("unsure_s", "there", "lates"),
+    [(0.0, slice(0, -1), "-0.0300 or 0.0700"), (0.2, slice(1, None), "0.0700 or 0.1700")],
+    ids=["early, or later than the camera may be", "late, or the start was later still"],
+)
+def test_where_two_shifts_explain_as_many_frames_none_is_given_to_a_tile(unsure_s, there, lates):
+    late = [at + 0.07 for at in DUE]
+    assert reconcile(DUE, late, triggers=8, unsure_s=unsure_s).gap == ""
+    account = reconcile(DUE, late[there], triggers=8, unsure_s=unsure_s)
+    assert account.frame_of == (None,) * 8
+    assert account.gap == f"7 frames for 8 tiles: frames may be late by {lates} s, so none is given to a tile"
+    assert reconcile(DUE, [*late[:3], *late[4:]], triggers=8, unsure_s=unsure_s).gap == "no frame for tile 3"
+
+
 def test_a_frame_too_many_is_named():
     account = reconcile(DUE, sorted([*DUE, 10.34]), triggers=9)
     assert "9 pulses for 8 tiles" in account.gap
