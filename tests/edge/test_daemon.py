@@ -27,7 +27,10 @@ DaemonMaker = Callable[..., Daemon]
 
 
 @pytest.fixture
-def make(identity_bundle: Path, small_specimen: Path, tmp_path: Path) -> Iterator[DaemonMaker]:
+def make(
+    identity_bundle: Path, small_specimen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DaemonMaker]:
+    monkeypatch.setattr("edge.daemon.SNAPSHOT_TIMEOUT_S", 60.0)  # the first frame of a loaded machine takes its time
     daemons: list[Daemon] = []
 
     def make_daemon(**sections: dict[str, Any]) -> Daemon:

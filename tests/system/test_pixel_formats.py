@@ -25,8 +25,9 @@ SIDES_PX = (127, 171)  # odd: the last bytes of a packed row, and the last site 
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[[PixelFormat], Daemon]]:
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[PixelFormat], Daemon]]:
     """A box whose model changes nothing, over a specimen of blocks."""
+    monkeypatch.setattr("edge.daemon.SNAPSHOT_TIMEOUT_S", 60.0)  # the first frame of a loaded machine takes its time
     blocks = np.random.default_rng(3).integers(20, 236, (64, 64), np.uint8)
     tifffile.imwrite(tmp_path / "blocks.tif", np.kron(blocks, np.ones((16, 16), np.uint8)))
     model = make_bundle(tmp_path / "identity")
