@@ -205,7 +205,7 @@ class Mover:
     def move(
         self, target_um: PositionUm, last_stop: object, timeout_s: float, *, only: slice = slice(None)
     ) -> PositionUm:
-        """Command the axes `only`, wait until all are at rest on `target_um`, and measure. `alone` is held."""
+        """Command the axes `only`, wait until all rest, and these on `target_um`, and measure. `alone` is held."""
         held_um = self._held_um or (None,) * 3
         self.forget()
         axes = list(zip(self.controller.axes, target_um, held_um, strict=True))[only]
@@ -217,7 +217,7 @@ class Mover:
         self._read_stop()
         with self.stopping_on_errors(last_stop):
             self._begin(gcs.set_line("MOV", command_um), last_stop)
-            measured_um = self._settle(target_um, last_stop, timeout_s, slew_s)
+            measured_um = self._settle(target_um, last_stop, timeout_s, slew_s, only)
         self._rested_um, self._held_um = measured_um, target_um
         if self.stops.came(last_stop):  # looked at last: a stop forgets after it has become the last one
             self.forget()
@@ -282,7 +282,14 @@ class Mover:
                 log.error("the stage could not be stopped, and may be moving: %s", exc)
             raise
 
-    def _settle(self, target_um: PositionUm, last_stop: object, timeout_s: float, slew_s: float | None) -> PositionUm:
+    def _settle(
+        self,
+        target_um: PositionUm,
+        last_stop: object,
+        timeout_s: float,
+        slew_s: float | None,
+        only: slice = slice(None),
+    ) -> PositionUm:
         deadline_s = self.began_s[1] + timeout_s
         arrived_s: float | None = None
         suspected = too_early = False
@@ -296,7 +303,7 @@ class Mover:
                 arrived_s = self._clock()
                 deadline_s = min(deadline_s, arrived_s + self._rest.timeout_s)
             rests = seen.on_target and not seen.moving
-            if rests and self._agree(seen.positions_um, target_um):
+            if rests and self._agree(seen.positions_um, target_um, only):
                 self.stops.check(last_stop)
                 if slew_s is not None:  # else it is not known what was slew
                     self._settling.learn(too_early=too_early)
@@ -310,14 +317,14 @@ class Mover:
             self._check_before(deadline_s, target_um, timeout_s)
             self.pause(POLL_S, last_stop)
 
-    def _agree(self, readings_um: Sequence[PositionUm], target_um: PositionUm) -> bool:
+    def _agree(self, readings_um: Sequence[PositionUm], target_um: PositionUm, only: slice) -> bool:
         apart_um = distance_um(readings_um[0], readings_um[-1])
         if apart_um > self._rest.noise_um:
             # Within the tolerance it may still be settling; beyond it, it was the wire.
             level = logging.WARNING if apart_um > self._rest.tolerance_um else logging.DEBUG
             log.log(level, "two readings differ: %s; reading again", readings_um)
             return False
-        return distance_um(readings_um[-1], target_um) <= self._rest.tolerance_um
+        return distance_um(tuple(readings_um[-1])[only], tuple(target_um)[only]) <= self._rest.tolerance_um
 
     def _servo_lost(self, found: str) -> ServoLostError:
         why = f"{found}: the controller was started anew, or switched over at its front panel"
@@ -340,6 +347,6 @@ class Mover:
             self.stops.check(last_stop)
 
 
-def distance_um(a: PositionUm, b: PositionUm) -> float:
+def distance_um(a: Sequence[float], b: Sequence[float]) -> float:
     """The largest distance in one axis."""
     return max(abs(p - q) for p, q in zip(a, b, strict=True))

@@ -292,7 +292,8 @@ class PztStage:
         if not self.ready:
             return
         with self._mover.alone(wait_s=PATIENCE_S):
-            target_um = self._mover.here_um()._replace(z=self.away_z_um)
+            # x and y stay where the controller holds them; measured, they may still be braking.
+            target_um = self.target_um()._replace(z=self.away_z_um)
             self._mover.move(target_um, last_stop, 5.0, only=slice(2, 3))
 
     def stop(self) -> None:

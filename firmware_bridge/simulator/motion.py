@@ -252,12 +252,14 @@ class PiezoMotion:
         self._now = Stretch(next(path), *state, self.omega_rad_s)
 
     def hold(self, now_s: float, *, drift_um_s: float = 0.0) -> None:
-        """Make where the stage is its target, at rest, or let it drift from there."""
-        at_um = self.state(now_s)[0]
+        """Make where the stage is its target, or let it drift from there. One that moves brakes as it follows: it goes
+        on by v / (w e), 0.25 um from 1000 um/s, and comes back.
+        """
+        at_um, speed_um_s = self.state(now_s)
         self._path.clear()
         self._more = None
         ramp = Ramp(now_s, math.inf, at_um + 2.0 * drift_um_s / self.omega_rad_s, drift_um_s)
-        self._now = Stretch(ramp, at_um, drift_um_s, self.omega_rad_s)
+        self._now = Stretch(ramp, at_um, speed_um_s, self.omega_rad_s)
 
     def settled(self, now_s: float, tolerance_um: float, settling_s: float) -> bool:
         """Whether the stage was within its tolerance for all of the settling time."""

@@ -84,6 +84,29 @@ def test_parking_retracts_z_and_moves_nothing_else(stage):
     assert stage.behind.pose_um() == pytest.approx((20, 30, 0), abs=SETTLED_WITHIN_UM)
 
 
+def test_parking_in_the_middle_of_a_fast_move_retracts_z_whatever_x_does_as_it_brakes(stage):
+    stage.set_velocity(velocity_um_s=1000)
+    stage.move_to(PositionUm(5, 50, 5))
+    for goal_um in (95, 5, 95, 5):
+        ends = []
+
+        def move(goal_um=goal_um, ends=ends):
+            try:
+                stage.move_to(PositionUm(goal_um, 50, 5))
+            except StoppedError as exc:
+                ends.append(exc)
+
+        begins_um = stage.behind.pose_um().x
+        thread = threading.Thread(target=move)
+        thread.start()
+        until(lambda begins_um=begins_um: abs(stage.behind.pose_um().x - begins_um) > 10)
+        stage.park()
+        thread.join(10)
+        assert len(ends) == 1
+        assert stage.target_um().z == 0
+        assert stage.rest_um() == pytest.approx(stage.target_um(), abs=SETTLED_WITHIN_UM)
+
+
 def test_only_one_move_at_a_time(stage):
     stage.set_velocity(velocity_um_s=5)
 
@@ -104,8 +127,9 @@ def test_a_stage_too_slow_for_its_deadline_is_stopped_and_says_where_it_was(stag
     stage.set_velocity(velocity_um_s=5)
     with pytest.raises(LinkTimeoutError, match="it was at"):
         stage.move_to(PositionUm(100, 100, 5), timeout_s=0.05)
-    held = stage.behind.pose_um()
-    assert stage.behind.pose_um() == held
+    held = stage.rest_um()
+    assert held == pytest.approx(stage.target_um(), abs=SETTLED_WITHIN_UM)
+    assert stage.behind.pose_um() == pytest.approx(held, abs=SETTLED_WITHIN_UM)
 
 
 def test_after_a_reboot_a_move_is_refused_until_the_servo_is_closed_again(stage):

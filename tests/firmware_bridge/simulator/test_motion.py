@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,10 +67,13 @@ def test_a_stage_that_swings_through_its_target_is_not_settled() -> None:
     assert not axis.settled(crossings[0] + 0.0005, 0.01, 0.002)
 
 
-def test_hold_makes_the_present_position_the_target() -> None:
+def test_hold_makes_the_present_position_the_target_and_the_stage_brakes_and_comes_back() -> None:
     axis = PiezoMotion(0.0)
     axis.command(0.0, 10.0, 1000.0)
-    at_um = axis.state(0.005)[0]
+    at_um, speed_um_s = axis.state(0.005)
     axis.hold(0.005)
-    assert axis.state(1.0) == (at_um, 0.0)
+    assert axis.state(0.005) == pytest.approx((at_um, speed_um_s))
+    turns_s = 0.005 + 1.0 / axis.omega_rad_s
+    assert axis.state(turns_s) == pytest.approx((at_um + speed_um_s / (axis.omega_rad_s * math.e), 0.0), abs=1e-9)
+    assert axis.state(1.0) == pytest.approx((at_um, 0.0))
     assert axis.target_um == at_um
