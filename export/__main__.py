@@ -64,6 +64,7 @@ _precisions = click.option(
     "data",
     help="A folder of frames, or of pairs, or synthetic:calibration; INT8 needs it.",
 )
+@click.option("--bit-depth", type=int, help="Bits the frames' counts have, if fewer than the file's type.")
 @click.option(
     "--method",
     type=click.Choice(["max", "percentile", "entropy"]),
@@ -84,6 +85,7 @@ def convert(
     out: Path,
     precisions: tuple[Precision, ...],
     data: str | None,
+    bit_depth: int | None,
     method: Method,
     form: Form,
     json_to: str | None,
@@ -96,7 +98,9 @@ def convert(
     with _one_clear_error():
         from export.convert import convert as make
 
-        bundle, refused = make(source, out, precisions, data=data, method=method, form=form, progress=_Lines())
+        bundle, refused = make(
+            source, out, precisions, data=data, bit_depth=bit_depth, method=method, form=form, progress=_Lines()
+        )
         manifests = {precision: bundle.manifest(precision) for precision in bundle.precisions}
         for precision, manifest in manifests.items():
             what = f"{manifest.name} {precision}{' staged' if manifest.form == 'staged' else ''}"

@@ -32,6 +32,8 @@ MOST_PICTURES = 32  # of a folder, in each part
 # From the 1st to the 99th percentile of the brightest-contrasted picture of a folder, of full scale: 5 counts of 8 bits
 # are a dim specimen, less is what a camera's noise makes of a closed shutter.
 LEAST_CONTRAST = 0.02
+# Of 16 bits, by the brightest count of a folder: fewer than that are a 12-bit camera's counts, or a file's mistake.
+LEAST_OF_16_BITS = 1 / 8
 PERCENTILE = 99.99
 _BINS = 2048
 _SIDE_PX = 256
@@ -56,7 +58,7 @@ class Pictures(NamedTuple):
         return " and ".join(self.heldout)
 
 
-def load(data: str, manifest: Manifest, recipe: Recipe) -> Pictures:
+def load(data: str, manifest: Manifest, recipe: Recipe, *, bit_depth: int | None = None) -> Pictures:
     """The pictures that `--calibration` names, and the synthetic ones, if the network has any.
 
     The synthetic ones are always there: scales that were measured on dim frames alone are right on these, and 40 dB off
@@ -68,6 +70,9 @@ def load(data: str, manifest: Manifest, recipe: Recipe) -> Pictures:
         "synthetic:calibration": specimens of the families that the network was trained on, drawn with other seeds;
         a folder made by `superlens-train pairs`, whose validation split judges; or any folder of images, the second
         half of which, by name, judges without a truth.
+    bit_depth
+        Of the counts of a folder of images, where it is less than the files' (12-bit counts in 16-bit files) and no
+        superlens box wrote it there.
 
     Raises
     ------
@@ -78,6 +83,8 @@ def load(data: str, manifest: Manifest, recipe: Recipe) -> Pictures:
     folder = Path(data)
     if data != SYNTHETIC and not folder.is_dir():
         raise CalibrationError(f"{data} is neither a folder nor {SYNTHETIC}; give one with --calibration")
+    if bit_depth is not None and (data == SYNTHETIC or (folder / PAIRS_FILE).is_file()):
+        raise CalibrationError(f"a bit depth of {bit_depth} says nothing of {data}, which has no counts; leave it out")
     try:
         drawn = _synthetic(recipe)
         if data == SYNTHETIC:
@@ -87,7 +94,8 @@ def load(data: str, manifest: Manifest, recipe: Recipe) -> Pictures:
                     " the folder of pairs with --calibration"
                 )
             return drawn
-        read = _pairs(folder, manifest) if (folder / PAIRS_FILE).is_file() else _images(folder, manifest)
+        paired = (folder / PAIRS_FILE).is_file()
+        read = _pairs(folder, manifest) if paired else _images(folder, manifest, bit_depth)
     except ModelsError as exc:
         raise CalibrationError(str(exc)) from exc
     for part in (read.tuning, *read.heldout.values()):
@@ -146,20 +154,28 @@ def _pairs(folder: Path, manifest: Manifest) -> Pictures:
     return Pictures(parts[0], {str(folder): parts[1]})
 
 
-def _images(folder: Path, manifest: Manifest) -> Pictures:
+def _images(folder: Path, manifest: Manifest, bit_depth: int | None) -> Pictures:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if len(files) < 2:
         raise CalibrationError(
             f"{folder} has {len(files)} images (TIFF, PNG, JPEG or BMP), expected at least 2: one half decides the"
             " scales, the other judges them; put frames of your camera there"
         )
-    samples = []
+    samples, unsaid = [], []
     for file in _spread(files, 2 * MOST_PICTURES):
         _check_channels(file)
-        read = read_micrograph(file)
+        read = read_micrograph(file, bit_depth=bit_depth)
         _check_shape(file, read.image.shape, manifest)
         _check_pixel(file, read.pixel_size_nm, manifest)
         samples.append(Sample(read.image, {}))
+        if (read.storage_bits, read.bit_depth) == (16, None):
+            unsaid.append(float(read.image.max()))
+    if unsaid and max(unsaid) < LEAST_OF_16_BITS:
+        raise CalibrationError(
+            f"{folder}: the brightest count of its 16-bit files is {round(65535 * max(unsaid))} of 65535, as if a"
+            " camera of fewer bits had made them; give its --bit-depth (12 for a 12-bit camera, 16 if they are that"
+            " dark)"
+        )
     half = len(samples) // 2
     return Pictures(samples[:half], {str(folder): samples[half:]})
 

@@ -64,6 +64,7 @@ def convert(
     precisions: Sequence[Precision] = ("fp32",),
     *,
     data: str | None = None,
+    bit_depth: int | None = None,
     method: Method = "max",
     form: Form = "merged",
     progress: Progress = silent,
@@ -81,7 +82,7 @@ def convert(
     precisions
         "int8" makes two files of one set of scales: int8, whose remainder is FP32, for OpenVINO, and int8_fp16 for
         TensorRT.
-    data, method
+    data, bit_depth, method
         What INT8 scales are measured on, and how: see `export.calibration`. FP16 is judged on
         "synthetic:calibration" where none is given.
     form
@@ -114,7 +115,9 @@ def convert(
         refused: dict[Precision, ExportError] = {}
         lesser = wanted[1:]
         if lesser:
-            pictures = calibration.load(data or calibration.SYNTHETIC, manifests["fp32"], checkpoint.recipe)
+            pictures = calibration.load(
+                data or calibration.SYNTHETIC, manifests["fp32"], checkpoint.recipe, bit_depth=bit_depth
+            )
             make = _Maker(work, pictures, method, progress)
             judge = _Judge(work, manifests["fp32"], pictures, formed, progress)
             for precision in lesser:

@@ -1,14 +1,17 @@
 """Image files of microscopes: pixels, the size of a pixel on the specimen, and what was burned in (numpy only to read).
 
 Pixel sizes are read from OME-XML, ImageJ's record, the tags of Zeiss (34118) and FEI / Thermo Fisher (34680, 34682)
-and the resolution tags of TIFF, PNG and JPEG.
+and the resolution tags of TIFF, PNG and JPEG; what full scale is, of files that a superlens box wrote, from there.
 """
 
 from __future__ import annotations
 
+import html
+import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +31,16 @@ GIVE_IT = "give the size of its pixel on the specimen with pixel_size_nm"
 
 
 class Micrograph(NamedTuple):
-    """Counts / full scale (height, width), 0 to 1, and the size of a pixel where the file says a plausible one."""
+    """Counts / full scale (height, width), 0 to 1, and the size of a pixel where the file says a plausible one.
+
+    `storage_bits` are those of a count in the file, None of floats; `bit_depth` those that it uses, None where neither
+    the file nor anybody else said so, and full scale is the largest that can be stored.
+    """
 
     image: Image
     pixel_size_nm: float | None
+    storage_bits: int | None = None
+    bit_depth: int | None = None
 
 
 class Box(NamedTuple):
@@ -43,32 +52,47 @@ class Box(NamedTuple):
     right: int
 
 
-def read_micrograph(path: str | os.PathLike[str], pixel_size_nm: float | None = None) -> Micrograph:
+class _File(NamedTuple):
+    pixels: NDArray[Any]
+    pixel_size_nm: float | None
+    facts: Mapping[str, Any] = {}  # what a superlens box says about it
+
+
+def read_micrograph(
+    path: str | os.PathLike[str], pixel_size_nm: float | None = None, *, bit_depth: int | None = None
+) -> Micrograph:
     """Read the first page of a TIFF, OME-TIFF, PNG, JPEG or BMP; colours are averaged.
 
     Parameters
     ----------
     pixel_size_nm
         The size of a pixel, known better than by the file; None reads it there.
+    bit_depth
+        Of the counts, when it is less than the file's storage (12-bit data in 16-bit files); None: the one that a
+        superlens box wrote there, or else the file's own.
 
     Raises
     ------
     SpecimenError
-        The file is no image, has values outside 0 to 1 or NaN, pixels that are not square, or the size given or
-        found is none that a microscope can have.
+        The file is no image, has values outside 0 to 1 or NaN, counts above the bit depth, pixels that are not square,
+        or the size given or found is none that a microscope can have.
     """
     path = Path(path)
     if not path.is_file():
         raise SpecimenError(f"specimen {path} is not a file; give an image file")
-    pixels, stored_nm = (_read_tiff if path.suffix.lower() in {".tif", ".tiff"} else _read_picture)(path)
-    size_nm = stored_nm if pixel_size_nm is None else pixel_size_nm
+    file = (_read_tiff if path.suffix.lower() in {".tif", ".tiff"} else _read_picture)(path)
+    size_nm = file.pixel_size_nm if pixel_size_nm is None else pixel_size_nm
     if size_nm is not None and not PLAUSIBLE_NM[0] <= size_nm <= PLAUSIBLE_NM[1]:
         source = "says" if pixel_size_nm is None else "was given"
         raise SpecimenError(
             f"{path} {source} a pixel of {size_nm:g} nm, expected {PLAUSIBLE_NM[0]:g} to {PLAUSIBLE_NM[1]:g} nm"
             f" on the specimen; {GIVE_IT}"
         )
-    return Micrograph(_intensity(pixels, path), None if size_nm is None else float(size_nm))
+    bits = 8 * file.pixels.dtype.itemsize if file.pixels.dtype.kind == "u" else None
+    if bit_depth is None and isinstance(file.facts.get("bit_depth"), int):
+        bit_depth = file.facts["bit_depth"]
+    image = _intensity(file.pixels, path, bit_depth)
+    return Micrograph(image, None if size_nm is None else float(size_nm), bits, bit_depth)
 
 
 def burned_in(image: Image) -> list[Box]:
@@ -128,11 +152,11 @@ def recorded(mosaic: Image) -> NDArray[np.bool_]:
     return np.asarray(cv2.dilate(mosaic, np.ones((3, 3), np.uint8)) > 0)
 
 
-def _intensity(pixels: NDArray[Any], path: Path) -> Image:
+def _intensity(pixels: NDArray[Any], path: Path, bit_depth: int | None) -> Image:
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.float32)
     if np.issubdtype(pixels.dtype, np.unsignedinteger):
-        image = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+        image = pixels.astype(np.float32) / np.float32(_full_scale(pixels, path, bit_depth))
     elif np.issubdtype(pixels.dtype, np.floating):
         image = pixels.astype(np.float32)
     else:
@@ -147,7 +171,24 @@ def _intensity(pixels: NDArray[Any], path: Path) -> Image:
     return image
 
 
-def _read_tiff(path: Path) -> tuple[NDArray[Any], float | None]:
+def _full_scale(pixels: NDArray[Any], path: Path, bit_depth: int | None) -> int:
+    storage_bits = 8 * pixels.dtype.itemsize
+    depth = storage_bits if bit_depth is None else bit_depth
+    if not 1 <= depth <= storage_bits:
+        raise SpecimenError(
+            f"{path} has {storage_bits}-bit pixels, which cannot hold a bit depth of {depth}; give 1 to"
+            f" {storage_bits}, or none"
+        )
+    full = (1 << depth) - 1
+    if pixels.max(initial=0) > full:
+        raise SpecimenError(
+            f"{path} has counts up to {pixels.max()}, above the full scale {full} of bit depth {depth}; give the"
+            " camera's true bit depth"
+        )
+    return full
+
+
+def _read_tiff(path: Path) -> _File:
     import tifffile  # here, because drawing specimens needs numpy only
 
     try:
@@ -155,10 +196,10 @@ def _read_tiff(path: Path) -> tuple[NDArray[Any], float | None]:
             page = file.pages.first
             pixels = np.asarray(page.asarray())
             if file.ome_metadata is not None:
-                return pixels, _ome_pixel_nm(file.ome_metadata, path)
+                return _File(pixels, _ome_pixel_nm(file.ome_metadata, path), _facts(file.ome_metadata))
             vendor_nm = _vendor_pixel_nm(file, path)
             if vendor_nm is not None:
-                return pixels, vendor_nm
+                return _File(pixels, vendor_nm)
             x, y = page.tags.get("XResolution"), page.tags.get("YResolution")
             unit = page.tags.get("ResolutionUnit")
             name = {2: "inch", 3: "cm"}.get(int(unit.value)) if unit is not None else None
@@ -166,9 +207,9 @@ def _read_tiff(path: Path) -> tuple[NDArray[Any], float | None]:
                 # ImageJ writes the unit's name in its own record, the micro sign sometimes escaped.
                 name = str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ")
             if x is None or y is None or name not in _UNIT_NM or not x.value[0] or not y.value[0]:
-                return pixels, None
+                return _File(pixels, None)
             x_nm, y_nm = (_UNIT_NM[name] * tag.value[1] / tag.value[0] for tag in (x, y))
-            return pixels, _square(x_nm, y_nm, path)
+            return _File(pixels, _square(x_nm, y_nm, path))
     except (tifffile.TiffFileError, OSError, ValueError, IndexError) as exc:
         if isinstance(exc, SpecimenError):
             raise
@@ -201,7 +242,17 @@ def _ome_pixel_nm(xml: str, path: Path) -> float | None:
     return _square(sizes[0], sizes[1], path)
 
 
-def _read_picture(path: Path) -> tuple[NDArray[Any], float | None]:
+def _facts(xml: str) -> Mapping[str, Any]:
+    """What a superlens box wrote into the description, as JSON; nothing where others wrote words there."""
+    written = re.search("<Description>(.*?)</Description>", xml, re.DOTALL)
+    try:
+        facts = json.loads(html.unescape(written.group(1))) if written else {}
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _read_picture(path: Path) -> _File:
     from PIL import Image as Picture  # here, because drawing specimens needs numpy only
     from PIL import UnidentifiedImageError
 
@@ -217,9 +268,9 @@ def _read_picture(path: Path) -> tuple[NDArray[Any], float | None]:
     if mode == "I;16B":
         pixels = pixels.astype(np.uint16)
     if dpi is None or not all(float(value) > 0 for value in dpi):
-        return pixels, None
+        return _File(pixels, None)
     x_nm, y_nm = (_UNIT_NM["inch"] / float(value) for value in dpi)
-    return pixels, _square(x_nm, y_nm, path)
+    return _File(pixels, _square(x_nm, y_nm, path))
 
 
 def _square(x_nm: float, y_nm: float, path: Path) -> float:

@@ -154,7 +154,7 @@ def load_specimen(path: str | os.PathLike[str], pixel_size_nm: float | None = No
     SpecimenError
         The file is no image, has values outside 0 to 1 or NaN, or does not say a plausible pixel size.
     """
-    image, size_nm = read_micrograph(path, pixel_size_nm)
-    if size_nm is None:
+    found = read_micrograph(path, pixel_size_nm)
+    if found.pixel_size_nm is None:
         raise SpecimenError(f"{path} does not say the size of its pixel; {GIVE_IT}")
-    return Specimen(image, size_nm)
+    return Specimen(found.image, found.pixel_size_nm)

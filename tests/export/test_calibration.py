@@ -15,6 +15,7 @@ if os.environ.get("CI") != "true":
     pytest.importorskip("torch", reason="needs the extra [export]")
     pytest.importorskip("onnxruntime", reason="needs the extra [export]")
 
+from edge.ometiff import write_ome_tiff
 from export import calibration
 from export.calibration import PERCENTILE, SYNTHETIC, Sample, load, ranges
 from export.errors import CalibrationError
@@ -147,6 +148,41 @@ def test_other_pictures_are_refused_in_words(tmp_path: Path, manifest: Manifest)
             (folder / "000.png").write_bytes(b"not a picture")
         with pytest.raises(CalibrationError, match=complaint):
             load(str(folder), wanted, RECIPE)
+
+
+def counts(folder: Path, side_px: int = 32) -> Path:
+    """A folder of 12-bit counts in 16-bit files, up to 4095."""
+    folder.mkdir()
+    slope = np.tile(np.linspace(0, 4095, side_px), (side_px, 1)).astype(np.uint16)
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(folder / name, slope)
+    return folder
+
+
+def test_counts_of_fewer_bits_than_the_file_has_are_refused_until_somebody_says_how_many(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    folder = counts(tmp_path / "counts")
+    with pytest.raises(CalibrationError, match=r"16-bit files is 4095 of 65535.*give its --bit-depth"):
+        load(str(folder), manifest, RECIPE)
+    for bit_depth, full in ((12, 4095), (16, 65535)):
+        pictures = load(str(folder), manifest, RECIPE, bit_depth=bit_depth)
+        assert pictures.tuning[0].image.max() == pytest.approx(4095 / full)
+    with pytest.raises(CalibrationError, match="full scale 1023 of bit depth 10"):
+        load(str(folder), manifest, RECIPE, bit_depth=10)
+
+
+def test_snapshots_of_the_box_bring_their_bit_depth_along(tmp_path: Path, manifest: Manifest) -> None:
+    folder = counts(tmp_path / "counts")
+    for path in list(folder.iterdir()):
+        facts = {"kind": "raw", "bit_depth": 12}
+        write_ome_tiff(path, tifffile.imread(path), channels=("raw",), pixel_size_nm=PIXEL_SIZE_NM, facts=facts)
+    assert load(str(folder), manifest, RECIPE).tuning[0].image.max() == 1
+
+
+def test_a_bit_depth_of_pictures_without_counts_is_refused(manifest: Manifest) -> None:
+    with pytest.raises(CalibrationError, match=r"a bit depth of 12 says nothing of synthetic:calibration"):
+        load(SYNTHETIC, manifest, RECIPE, bit_depth=12)
 
 
 def test_a_network_of_a_labs_own_pairs_has_no_families(tmp_path: Path, manifest: Manifest) -> None:

@@ -17,6 +17,7 @@ if os.environ.get("CI") != "true":
 
 import onnx
 import onnxruntime
+import tifffile
 import torch
 from click.testing import CliRunner, Result
 from onnx import helper
@@ -193,8 +194,8 @@ def test_a_file_that_is_right_on_the_frames_alone_is_refused(
     folder = str(frames(tmp_path / "frames", light=0.1))
     load = calibration.load
 
-    def narrow(*arguments: Any) -> calibration.Pictures:
-        pictures = load(*arguments)
+    def narrow(*arguments: Any, **options: Any) -> calibration.Pictures:
+        pictures = load(*arguments, **options)
         return pictures._replace(tuning=pictures.tuning[:2])
 
     monkeypatch.setattr(calibration, "load", narrow)
@@ -340,6 +341,18 @@ def test_the_command_takes_many_precisions_after_one_option(bundle: Bundle) -> N
     assert "judging fp16: 2" in result.stderr
     repeated = call("convert", "--precision", "fp16", "--precision", "fp32", bundle.folder, "--out", out)
     assert repeated.exit_code == 0, repeated.output
+
+
+def test_the_command_takes_12_bit_counts_in_16_bit_files(bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for seed in range(2):
+        counts = np.round(4095 * picture(48, seed=seed)).astype(np.uint16)
+        tifffile.imwrite(folder / f"{seed}.tif", counts)
+    arguments = ["convert", bundle.folder, "--precision", "int8", "--out", bundle.folder, "--calibration", folder]
+    assert call(*arguments).exit_code == 2
+    result = call(*arguments, "--bit-depth", 12)
+    assert result.exit_code == 0, result.output
 
 
 def test_the_command_exits_1_where_a_precision_failed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from edge.ometiff import write_ome_tiff
 from models.errors import SpecimenError
 from models.micrographs import Box, burned_in, outside, read_micrograph, recorded
 from models.samples import render
@@ -50,10 +51,51 @@ def test_fei_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_say_its_pixel_has_none(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "a.png")
-    image, size_nm = read_micrograph(tmp_path / "a.png")
-    assert size_nm is None
-    np.testing.assert_allclose(image, RAMP / 255, atol=1e-6)
+    found = read_micrograph(tmp_path / "a.png")
+    assert (found.pixel_size_nm, found.storage_bits, found.bit_depth) == (None, 8, None)
+    np.testing.assert_allclose(found.image, RAMP / 255, atol=1e-6)
     assert read_micrograph(tmp_path / "a.png", 12.5).pixel_size_nm == 12.5
+
+
+def test_full_scale_is_that_of_the_bit_depth_given_or_else_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, RAMP.astype(np.uint16) * 16)
+    for bit_depth, full in ((None, 65535), (16, 65535), (12, 4095)):
+        found = read_micrograph(path, bit_depth=bit_depth)
+        np.testing.assert_allclose(found.image, RAMP.astype(np.float32) * 16 / full, rtol=1e-6)
+        assert (found.storage_bits, found.bit_depth) == (16, bit_depth)
+
+
+@pytest.mark.parametrize(
+    ("bit_depth", "complaint"),
+    [
+        (11, "has counts up to 4080, above the full scale 2047 of bit depth 11"),
+        (17, "has 16-bit pixels, which cannot hold a bit depth of 17"),
+        (0, "cannot hold a bit depth of 0"),
+    ],
+)
+def test_a_bit_depth_that_cannot_be_is_refused(tmp_path: Path, bit_depth: int, complaint: str) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RAMP.astype(np.uint16) * 16)
+    with pytest.raises(SpecimenError, match=complaint):
+        read_micrograph(tmp_path / "a.tif", bit_depth=bit_depth)
+
+
+def test_a_file_of_the_box_says_its_bit_depth(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot.ome.tif"
+    facts = {"bit_depth": 12, "camera": 'a "quoted" & <odd> one'}
+    write_ome_tiff(path, RAMP.astype(np.uint16) * 16, channels=("raw",), pixel_size_nm=48.1, facts=facts)
+    found = read_micrograph(path)
+    np.testing.assert_allclose(found.image, RAMP.astype(np.float32) * 16 / 4095, rtol=1e-6)
+    assert (found.bit_depth, found.pixel_size_nm) == (12, pytest.approx(48.1))
+    assert read_micrograph(path, bit_depth=16).image.max() < 0.07, "whoever gives it knows better"
+
+
+@pytest.mark.parametrize("words", ["{no JSON}", "[12]", '"12"', '{"bit_depth": "twelve"}', "a grating"])
+def test_a_description_by_others_says_nothing(tmp_path: Path, words: str) -> None:
+    tifffile.imwrite(tmp_path / "a.ome.tif", RAMP, metadata={"axes": "YX", "Description": words})
+    found = read_micrograph(tmp_path / "a.ome.tif")
+    assert found.bit_depth is None
+    np.testing.assert_allclose(found.image, RAMP / 255, atol=1e-6)
 
 
 def sem(seed: int = 0, shape: tuple[int, int] = (400, 512)) -> np.ndarray:
