@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -23,8 +24,11 @@ from firmware_bridge.errors import (
 from firmware_bridge.pzt import PositionUm, open_stage
 from firmware_bridge.simulator import Simulator, serve_pty, serve_tcp
 from firmware_bridge.simulator.faults import FAULTS, Fault
+from tests.waiting import until
 
-NEAR_UM = 0.005
+NEAR_UM, TOLERANCE_UM = 0.005, 0.02
+# A busy machine may keep an answer waiting; where an answer is lost, the test waits for so long again and again.
+PATIENT_S, HASTY_S = 1.0, 0.4
 WIRES = {"pty": serve_pty, "tcp": serve_tcp}
 SETUPS = [(profile, wire) for profile in gcs.PROFILES for wire in WIRES]
 FAR, BACK = PositionUm(53.5, 48.25, 5.5), PositionUm(50.5, 50, 5)
@@ -47,8 +51,8 @@ MATRIX = [
     Row("silent:only=POS?", (LinkTimeoutError,)),
     Row("silent:only=ERR?", (LinkTimeoutError,)),
     Row("silent:times=none", (LinkTimeoutError,), "arm"),
-    Row("late:only=POS?", (LinkTimeoutError,)),
-    Row("late:only=ERR?", (LinkTimeoutError,)),
+    Row("late:only=POS?,delay_s=0.8", (LinkTimeoutError,)),
+    Row("late:only=ERR?,delay_s=0.8", (LinkTimeoutError,)),
     Row("late:only=POS?,delay_s=0.05", WELL),
     Row("partial:only=POS?", (LinkTimeoutError,)),
     Row("garbage:only=POS?", (ProtocolError,)),
@@ -78,20 +82,26 @@ MATRIX = [
     Row("latched:only=MOV", (RefusedError,)),
     Row("reboot:only=ONT?", (ServoLostError,), "arm"),
     Row("reboot:only=MOV", (ServoLostError,), "arm"),
-    Row("reboot:only=#5,delay_s=0.8", (LinkTimeoutError,), "arm"),
+    Row("reboot:only=#5,delay_s=1.6", (LinkTimeoutError,), "arm"),
     Row("servo_off:only=ONT?", (ServoLostError,), "arm"),
     Row("servo_off:only=MOV", (ServoLostError,), "arm"),
     Row("dead", (LinkTimeoutError,), "arm"),
     Row("dead:only=#5", (LinkTimeoutError,), "arm"),
     Row("never_on_target", (LinkTimeoutError,)),
-    Row("deaf:delay_s=0.5", (LinkTimeoutError,), "arm"),
+    Row("deaf:delay_s=2", (LinkTimeoutError,), "arm"),
     Row("unplug:only=MOV", (LinkError,), "reconnect"),
     Row("unplug:only=POS?", (LinkError,), "reconnect"),
 ]
 
 
-def near(measured, truth):
-    return measured == pytest.approx(truth, abs=NEAR_UM)
+def near(measured, truth, within_um=NEAR_UM):
+    return measured == pytest.approx(truth, abs=within_um)
+
+
+def stands(simulator):
+    before_um = simulator.pose_um()
+    time.sleep(0.02)
+    return near(simulator.pose_um(), before_um, 0.001)
 
 
 def first_answer(stage):
@@ -110,19 +120,29 @@ def happens(row: Row, profile: str, wire: str) -> str:
     simulator = Simulator(profile, seed=7)
     with (
         WIRES[wire](simulator) as server,
-        open_stage(server.address, reply_timeout_s=0.2, settle_timeout_s=0.3, velocity_um_s=2000) as stage,
+        open_stage(server.address, reply_timeout_s=PATIENT_S, settle_timeout_s=PATIENT_S, velocity_um_s=2000) as stage,
     ):
         stage.move_to(PositionUm(50, 50, 5))
+        if LinkTimeoutError in row.ends:
+            stage.controller.link._timeout_s = HASTY_S
+        # A stage that is said too early to be on its target may be as far from it as a returned position may be.
+        within_um = TOLERANCE_UM if "only=ONT?" in row.fault else NEAR_UM
         struck = simulator.faults.struck
         simulator.faults.add(Fault.parse(row.fault))
         ended: FirmwareError | None = None
-        try:
-            assert near(stage.move_to(FAR), simulator.pose_um()), "a wrong position was returned"
-        except FirmwareError as exc:
-            ended = exc
+        for target_um in itertools.islice(itertools.cycle([FAR, BACK]), 20):
+            try:
+                assert near(stage.move_to(target_um), simulator.pose_um(), within_um), "a wrong position was returned"
+            except FirmwareError as exc:
+                ended = exc
+            # A reply that is the same as the one in its place does not count: the stage had arrived already.
+            if ended is not None or simulator.faults.struck > struck:
+                break
         assert simulator.faults.struck > struck, "the fault did not strike"
         assert any(ended is None if kind is None else isinstance(ended, kind) for kind in row.ends), repr(ended)
         simulator.faults.clear()
+        stage.controller.link._timeout_s = PATIENT_S
+        until(lambda: stands(simulator))
         if row.then == "reconnect":
             with pytest.raises(LinkError):
                 stage.position_um()
@@ -151,7 +171,7 @@ def test_the_matrix_of_faults_is_green(monkeypatch):
         except (AssertionError, pytest.fail.Exception, FirmwareError) as exc:
             return False, f"WRONG: {type(exc).__name__} {' '.join(str(exc).split())[:120]}"
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(cell, cells))
     by_row = [results[start : start + len(SETUPS)] for start in range(0, len(results), len(SETUPS))]
     lines = ["", f"{'fault':34}" + "".join(f"{f'{profile} {wire}':30}" for profile, wire in SETUPS)]
@@ -167,7 +187,9 @@ def test_the_matrix_names_every_fault_there_is():
     assert {Fault.parse(row.fault).name for row in MATRIX} == set(FAULTS)
 
 
-@pytest.mark.parametrize("fault", ["late:only=POS?", "digit:only=POS?", "servo_off:only=ONT?", "unplug:only=MOV"])
+@pytest.mark.parametrize(
+    "fault", ["late:only=POS?,delay_s=0.8", "digit:only=POS?", "servo_off:only=ONT?", "unplug:only=MOV"]
+)
 def test_a_few_faults_in_every_run(fault):
     happens(next(row for row in MATRIX if row.fault == fault), "e517", "pty")
 

@@ -194,8 +194,8 @@ def test_a_deaf_controller_lets_the_hosts_writes_pile_up():
 def test_a_served_line_burns_no_processor_while_nobody_talks():
     with serve_pty(Simulator(), baud=115200):
         begin_s = time.process_time()
-        threading.Event().wait(0.3)
-        assert time.process_time() - begin_s < 0.03
+        threading.Event().wait(1.0)
+        assert time.process_time() - begin_s < 0.3  # a busy loop burns 1 s, and threads of other tests a little
 
 
 @pytest.mark.parametrize("baud", [0, -9600])
