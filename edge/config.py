@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -19,6 +21,7 @@ from pydantic import (
 from edge.errors import ConfigError
 from firmware_bridge.boards import line_of
 from firmware_bridge.contact import Thresholds
+from firmware_bridge.gcs import PROFILES
 from firmware_bridge.rules import Rules
 
 if sys.version_info >= (3, 11):
@@ -40,6 +43,27 @@ PixelFormat = Literal[
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take true for 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation not in (bool, bool | None):
+            raise ValueError("true and false mean nothing here")
+        return value
+
+
+def _is_a_port(port: str) -> str:
+    """A name that `firmware_bridge.transport.open_transport` takes, or a simulator's."""
+    scheme, _, rest = port.partition("://")
+    host, _, number = rest.rpartition(":")
+    tcp = scheme in ("tcp", "socket") and host and number.isdecimal() and 0 < int(number) < 65536
+    if not (port.startswith("/") or tcp or port in ("sim:", *(f"sim:{profile}" for profile in PROFILES))):
+        raise ValueError(f"expected /dev/ttyUSB0, tcp://192.168.0.10:50000 or sim:{next(iter(PROFILES))}, for instance")
+    return port
+
+
+Port = Annotated[str, AfterValidator(_is_a_port)]
 
 
 class BoxConfig(_Section):
@@ -91,7 +115,7 @@ class SpecimenConfig(_Section):
 class StageConfig(_Section):
     """The PZT controller. Positions are the stage's own axes."""
 
-    port: Annotated[str, Field(min_length=1)] = "sim:e727"
+    port: Port = "sim:e727"
     baud: Annotated[int, Field(ge=1200, le=4_000_000)] = 115_200
     limits_low_um: tuple[float, float, float] | None = None  # None: the controller's own travel
     limits_high_um: tuple[float, float, float] | None = None
@@ -101,6 +125,16 @@ class StageConfig(_Section):
     enable_servo: bool | None = None
     # close the servo and arm the interlock; None: only on a simulated stage. True is a person's word that at each start
     # the sphere is lifted, and that nothing can collide
+
+    @model_validator(mode="after")
+    def _limits_are_a_box(self) -> StageConfig:
+        low_um, high_um = self.limits_low_um, self.limits_high_um
+        if (low_um is None) != (high_um is None):
+            raise ValueError("limits_low_um and limits_high_um: expected both, or neither")
+        for axis, low, high in zip("xyz", low_um or (), high_um or (), strict=False):
+            if not low < high:
+                raise ValueError(f"{axis} of limits_low_um, {low:g}, is not below that of limits_high_um, {high:g}")
+        return self
 
 
 class InterlockConfig(_Section):
@@ -115,6 +149,14 @@ class InterlockConfig(_Section):
     hold_um: Annotated[float, Field(gt=0, le=1)] = Rules.hold_um  # what counts as standing still
     poll_timeout_s: Annotated[float, Field(ge=0.5, le=60)] = Rules.poll_timeout_s  # a stage so long silent is a fault
     contact_timeout_s: Annotated[float, Field(ge=0.01, le=10)] = Rules.contact_timeout_s  # near the sphere
+
+    @model_validator(mode="after")
+    def _near_the_sphere_no_farther_than_away_from_it(self) -> InterlockConfig:
+        most_um = self.max_step_um
+        for key, step_um in (("engaged_step_um", self.engaged_step_um), ("engaged_z_step_um", self.engaged_z_step_um)):
+            if step_um > most_um:
+                raise ValueError(f"{key} = {step_um:g} is above max_step_um = {most_um:g}: set it to that, or to less")
+        return self
 
 
 class ContactConfig(_Section):
@@ -132,6 +174,11 @@ class ContactConfig(_Section):
 
     @model_validator(mode="after")
     def _says_what_it_means(self) -> ContactConfig:
+        given = [key for key in ("set_point_v", "overload_v", "broken_v") if getattr(self, key) is not None]
+        if self.driver == "none" and given:
+            raise ValueError(
+                f"nothing is read without a driver, and {', '.join(given)} would guard nothing: set driver"
+            )
         if self.driver != "none" and (self.set_point_v is None or self.overload_v is None):
             raise ValueError("set_point_v and overload_v are needed, in V, as measured with this sensor")
         _ = self.thresholds  # refuses what makes no sense
@@ -149,7 +196,7 @@ class FocusConfig(_Section):
     """The focus stage, which lifts the objective; + is away from the sample."""
 
     driver: Literal["none", "simulated", "xps", "esp301"] = "none"
-    port: Annotated[str, Field(min_length=1)] | None = None  # tcp://HOST:5001 of an XPS, /dev/ttyUSB0 of an ESP301
+    port: Port | None = None  # tcp://HOST:5001 of an XPS, /dev/ttyUSB0 of an ESP301
     axis: Annotated[str, Field(min_length=1)] | None = None  # FOCUS.Pos of an XPS, 1 to 3 of an ESP301
     baud: Annotated[int, Field(ge=1200, le=4_000_000)] = 921_600  # of an ESP301; 19200 at its RS-232 port
     limits_um: tuple[float, float] | None = None  # None: the controller's own
@@ -276,6 +323,17 @@ class Config(_Section):
     preview: PreviewConfig = PreviewConfig()
     web: WebConfig = WebConfig()
 
+    @model_validator(mode="after")
+    def _the_field_lies_in_the_frame(self) -> Config:
+        centre_px, shape_px = self.sphere.centre_px, self.camera.shape_px
+        if self.camera.driver == "simulated" and centre_px is not None:
+            if not all(0 <= at <= side for at, side in zip(centre_px, shape_px, strict=True)):
+                raise ValueError(
+                    f"sphere.centre_px: (y, x) = ({centre_px[0]:g}, {centre_px[1]:g}) lies outside the frame of "
+                    f"{shape_px[0]} x {shape_px[1]} px, camera.shape_px"
+                )
+        return self
+
 
 def load_config(path: Path | None = None, overrides: dict[str, dict[str, Any]] | None = None) -> Config:
     """Read a TOML file and lay command-line values over it.
@@ -323,9 +381,12 @@ def _explain(exc: ValidationError) -> str:
         if fault["type"] == "extra_forbidden":
             known = _known_keys(fault["loc"][:-1])
             lines.append(f"  {key}: unknown key; known here: {', '.join(known)}")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"  {key}: {message} (found {fault['input']!r})")
+            continue
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "model_type":
+            message = f"expected a table: a line [{key}], and its keys below"
+        found = "" if isinstance(fault["input"], dict) else f" (found {fault['input']!r})"  # of a table, what is wrong
+        lines.append("  " + ": ".join(filter(None, (key, message))) + found)
     return "\n".join(lines)
 
 
