@@ -70,7 +70,8 @@ def _serve(orders: Connection, baud: int | None, settling: bool) -> None:
             if order == "stops":
                 orders.send(simulator.stops_ns)
             else:
-                simulator.faults.inject("late", only="POS?", delay_s=LATE_S, times=order)
+                times, delay_s = order
+                simulator.faults.inject("late", only="POS?", delay_s=delay_s, times=times)
 
 
 @contextmanager
@@ -210,7 +211,7 @@ def _raw_round_trips(port: str) -> list[float]:
 
 def _stops(port: str, orders: Connection) -> tuple[list[float], list[float]]:
     """From the call to the byte's arrival, with nothing else going on, and while another thread waits for a reply."""
-    with open_stage(port, enable_servo=False) as stage:
+    with open_stage(port, enable_servo=False, reply_timeout_s=1 + LATE_S) as stage:
 
         def stop() -> int:
             begun_ns = time.monotonic_ns()
@@ -221,7 +222,7 @@ def _stops(port: str, orders: Connection) -> tuple[list[float], list[float]]:
         for _ in range(STOPS):
             idle_ns.append(stop())
             stage.error()
-        orders.send(STOPS)
+        orders.send((STOPS, LATE_S))
         busy_ns = []
         for _ in range(STOPS):
             waiting = threading.Thread(target=stage.position_um, name="waits for a reply")

@@ -18,8 +18,11 @@ NAMES = {"superlens", "superlens_single_read", "pipython_moveandwait", "pipython
 
 @pytest.fixture
 def small(monkeypatch):
-    """A bench of seconds; the simulated controllers are processes of their own and keep their settings."""
-    for name, value in {"SIDE": 2, "ROUND_TRIPS": 50, "STOPS": 3}.items():
+    """A bench of seconds; the simulated controllers are processes of their own and keep their settings.
+
+    A reply is late by so much that a stop overtakes it on any machine.
+    """
+    for name, value in {"SIDE": 2, "ROUND_TRIPS": 50, "STOPS": 3, "LATE_S": 1.0}.items():
         monkeypatch.setattr(bench_bridge, name, value)
 
 
