@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -107,7 +108,8 @@ def create_app(
     allowed_hosts
         Names besides loopback that a request may be addressed to, without port.
     max_viewers
-        Pictures are streamed to so many clients at once, and status to as many. The server needs a thread for each.
+        Pictures are streamed to so many clients at once, and status to as many. The server needs a thread for each. One
+        more is refused pictures, and is sent one status for each time it asks.
     log_tail, config_text
         Shown when the instrument did not start.
     """
@@ -149,19 +151,20 @@ def create_app(
 
     @app.get("/video")
     def video() -> Response:
-        return stream(
-            viewers, "picture", pictures(board, client_left()), f"multipart/x-mixed-replace; boundary={BOUNDARY}"
-        )
+        if not viewers.acquire(blocking=False):
+            return problem(
+                503, f"The box sends its pictures to at most {max_viewers} at once. Close another page first."
+            )
+        return stream(viewers, pictures(board, client_left()), f"multipart/x-mixed-replace; boundary={BOUNDARY}")
 
     @app.get("/api/events")
     def events() -> Response:
-        return stream(listeners, "status", status_events(board, client_left()), "text/event-stream")
+        statuses = status_events(board, client_left())
+        if listeners.acquire(blocking=False):
+            return stream(listeners, statuses, "text/event-stream")
+        return Response(islice(statuses, 1), content_type="text/event-stream")  # one too many: it asks again and again
 
-    def stream(
-        seats: threading.BoundedSemaphore, what: str, body: Iterator[bytes] | Iterator[str], content_type: str
-    ) -> Response:
-        if not seats.acquire(blocking=False):
-            return problem(503, f"The box sends its {what} to at most {max_viewers} at once. Close another page first.")
+    def stream(seats: threading.BoundedSemaphore, body: Iterator[bytes] | Iterator[str], content_type: str) -> Response:
         response = Response(body, content_type=content_type)
         response.call_on_close(seats.release)  # runs even if the client left before the first byte
         return response

@@ -71,7 +71,8 @@ function connect(onStatus) {
   source = new EventSource("/api/events");
   source.addEventListener("open", () => {
     retryMs = 500;
-    refreshClock(); // the box may have been restarted, and its clock with it
+    const quietMs = performance.now() - lastEvent; // a page too many gets one event each time it asks
+    if (offsetMs === null || quietMs > SILENCE_MS / 2) refreshClock(); // the box may have been restarted, and its clock with it
   });
   source.addEventListener("status", (event) => {
     lastEvent = performance.now();

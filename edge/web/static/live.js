@@ -111,8 +111,9 @@ function cover() {
   const about = { kind, icon: age === null ? "cam" : "clock", big };
   if (cut) return { ...about, why: cut, act: "It tries again by itself. What the page shows may no longer be true." };
   if (worst) return { ...about, why: worst.title, act: worst.what_to_do, ...(isRunning() || latched ? {} : start) };
+  if (refusal() !== null) return { ...about, why: refusal(), act: "It tries again by itself." };
   const { frames, dropped } = status.flow;
-  const why = refusal() ?? `Frames received ${grouped(frames)}, dropped ${grouped(dropped)}.`;
+  const why = `Frames received ${grouped(frames)}, dropped ${grouped(dropped)}.`;
   if (status.state === "SCANNING") return { ...about, why, act: "The scan waits for its next tile." };
   if (status.state === "PAUSED") return { ...about, why, act: "The instrument is paused." };
   if (status.state !== "LIVE") return { ...about, why, act: "", ...start };

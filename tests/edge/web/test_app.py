@@ -293,11 +293,18 @@ def test_a_fault_in_the_program_is_a_problem_document_without_its_innards(
 
 def test_one_viewer_too_many_is_told_so_and_a_place_becomes_free_again(box: Any) -> None:
     client = box.app(max_viewers=2).test_client()
-    for path in ("/video", "/api/events"):
-        open_streams = [client.get(path) for _ in range(2)]
-        assert "at most 2" in problem(client.get(path), 503)
-        open_streams[0].close()  # its first byte was never asked for
-        again = client.get(path)
-        assert again.status_code == 200
-        for response in (open_streams[1], again):
-            response.close()
+    open_streams = [client.get("/video") for _ in range(2)]
+    assert "at most 2" in problem(client.get("/video"), 503)
+    open_streams[0].close()  # its first byte was never asked for
+    again = client.get("/video")
+    assert again.status_code == 200
+    for response in (open_streams[1], again):
+        response.close()
+
+
+def test_a_listener_too_many_gets_the_status_of_the_moment_and_no_place(box: Any) -> None:
+    client = box.app(max_viewers=1).test_client()
+    with client.get("/api/events"):
+        for _ in range(2):
+            answer = client.get("/api/events").get_data(as_text=True)
+            assert answer.count("event: status") == 1

@@ -731,6 +731,28 @@ def test_a_hidden_tab_streams_nothing_and_comes_back_with_the_newest(
     wait_until(page, "document.getElementById('state-note').textContent === 'meanwhile'")
 
 
+def test_a_page_too_many_shows_the_status_and_says_why_it_has_no_picture(
+    box: Any, rhythm: Any, served: Callable[..., PageServer], open_page: OpenPage
+) -> None:
+    server = served(max_viewers=1)
+    first = open_page(server=server)
+    wait_until(first, LIVE)
+    page = open_page(server=server)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    wait_until(page, "document.getElementById('veil-why').textContent.includes('pictures to at most 1 at once')")
+    assert page.is_hidden("#veil-btn")  # a restart would help nobody
+    while sum(url.endswith("/api/events") for url in asked) < 8:  # in 4 s: silent for 3 s, the link would be lost
+        page.wait_for_timeout(100)
+    box.publish(state=RunState.SCANNING, note="tile 57 of 144", scan=SCAN)
+    wait_until(page, "document.getElementById('state-word').textContent === 'SCANNING'")
+    assert page.title().startswith("SCANNING")
+    assert not page.evaluate("document.body.hasAttribute('data-lost')")
+    assert page.inner_text("#probs") == "No problems"
+    first.close()
+    wait_until(page, LIVE)
+
+
 # Texts on the page's own grounds (not on the image) with a contrast under 4.5 or smaller than 12 px. WCAG 2.1, 1.4.3.
 POOR_TEXTS = """() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
