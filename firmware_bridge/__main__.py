@@ -119,6 +119,9 @@ class ByHand:
     def lost(self, why: str) -> None:
         """See guard.MotionGuard. The stage says so itself."""
 
+    def disarm(self, why: str) -> None:
+        """See guard.MotionGuard. This command does nothing of the kind."""
+
 
 @main.command()
 @stage_options
@@ -166,11 +169,19 @@ def move(
 @stage_options
 @click.option("--interval-s", type=NOT_NEGATIVE, default=0.2, show_default=True, help="Between two looks.")
 @click.option("--count", type=click.IntRange(min=1), help="Looks; by default until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def monitor(port: str, profile: str | None, baud: int, interval_s: float, count: int | None, as_json: bool) -> None:
+@click.option(
+    "--json",
+    "as_json",
+    type=click.File("w", lazy=False),
+    metavar="FILE",
+    help="Write one JSON object a line, as they come; - is standard output.",
+)
+def monitor(
+    port: str, profile: str | None, baud: int, interval_s: float, count: int | None, as_json: IO[str] | None
+) -> None:
     """Show position, servo, on target and error, one line a look. Nothing moves; an error that is shown is cleared."""
     with _open(port=port, profile=profile, baud=baud, enable_servo=False) as stage:
-        if stage.simulated and not as_json:
+        if stage.simulated and as_json is None:
             click.echo("SIMULATED")
         looks = 0
         try:
@@ -184,10 +195,10 @@ def monitor(port: str, profile: str | None, baud: int, interval_s: float, count:
             return
 
 
-def _look(stage: PztStage, as_json: bool) -> None:
+def _look(stage: PztStage, as_json: IO[str] | None) -> None:
     position_um, code = stage.position_um(), stage.error()
     servo_on, on_target = stage.servo_is_on(), stage.on_target()
-    if as_json:
+    if as_json is not None:
         report = {
             "t_ns": time.monotonic_ns(),
             "simulated": stage.simulated,
@@ -196,7 +207,7 @@ def _look(stage: PztStage, as_json: bool) -> None:
             "on_target": on_target,
             "error": code,
         }
-        click.echo(json.dumps(report))
+        click.echo(json.dumps(report), file=as_json)
         return
     states = ["servo on" if servo_on else "servo OFF", "on target" if on_target else "not on target"]
     click.echo("  ".join([_um(position_um), *states, *([gcs.meaning(code)] if code else [])]))

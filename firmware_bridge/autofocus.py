@@ -29,6 +29,8 @@ from .errors import LinkTimeoutError, OutOfRangeError, RefusedError, StoppedErro
 log = logging.getLogger(__name__)
 
 FINE_POINTS = 9
+# More positions than anybody waits for.
+MOST_STEPS = 10_000
 # A maximum stands out by so many standard deviations of the measure, and by so much of itself, or it is none.
 SIGMAS, SHARE = 5.0, 0.02
 # From the median of absolute deviations to a standard deviation, for Gaussian noise.
@@ -139,10 +141,11 @@ def autofocus(
         What `move_to`, `measure` and `check` raise.
     """
     numbers = (low_um, high_um, step_um, backlash_um, timeout_s)
-    if not all(map(math.isfinite, numbers)) or not (0 < step_um <= (high_um - low_um) / 4):
+    range_um = high_um - low_um
+    if not all(map(math.isfinite, numbers)) or not range_um / MOST_STEPS <= step_um <= range_um / 4 or step_um <= 0:
         raise OutOfRangeError(
             f"an autofocus from {low_um} to {high_um} um in steps of {step_um} um: expected finite bounds, low below "
-            "high, and at least four steps between them"
+            f"high, and 4 to {MOST_STEPS} steps between them"
         )
     if repeats < 2 or backlash_um < 0:
         raise OutOfRangeError(f"{repeats} repeats, a backlash of {backlash_um} um: expected at least 2, and 0 or more")

@@ -249,6 +249,8 @@ def open_controller(
     if scheme == "sim":
         from .simulator import Simulator, serve_pty  # a real instrument needs none
 
+        if name and profile not in (None, name):
+            raise OutOfRangeError(f"{port} is one controller and the profile {profile} another: leave one of them out")
         server = serve_pty(simulator or Simulator(name or profile or "e727"))
         port = server.address
     elif simulator is not None:

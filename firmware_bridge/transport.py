@@ -51,7 +51,7 @@ class PortTransport:
     name : str
         What error messages call it.
     ended : str
-        What an end of file means here, and what to do.
+        What an end of file means here, and what to look at.
     """
 
     def __init__(self, port: serial.Serial | socket.socket, name: str, *, ended: str) -> None:
@@ -93,7 +93,7 @@ class PortTransport:
         self._port.close()
 
     def _gone(self, why: str) -> LinkError:
-        return LinkError(f"{self._name} is gone ({why}). The position is unknown: check cable and power")
+        return LinkError(f"{self._name} is gone ({why}); the position is unknown. Check cable and power")
 
 
 class TracedTransport:
@@ -192,7 +192,7 @@ def _why_not(path: str, exc: OSError) -> str:
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return (
             f"No serial device at {path}. Check the cable and the [stage] port in the config; "
-            "`superlens-pzt simulate` runs without hardware"
+            "`superlens-pzt simulate --pty` makes one without hardware, and the port sim: needs none"
         )
     if number == errno.EACCES:
         return f"No permission to open {path}: add this user to the group that owns it (dialout)"
@@ -212,4 +212,6 @@ def _open_tcp(host: str, number: int) -> PortTransport:
         ) from exc
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setblocking(False)
-    return PortTransport(connection, name, ended="it closed the connection; a controller serves one client at a time")
+    return PortTransport(
+        connection, name, ended="it closed the connection; it serves one client at a time, so close other programs"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import threading
@@ -62,8 +63,8 @@ class Fault:
     def __post_init__(self) -> None:
         if self.name not in FAULTS:
             raise OutOfRangeError(f"no fault {self.name!r}: expected one of {', '.join(FAULTS)}")
-        if self.delay_s < 0 or self.after < 0 or (self.times is not None and self.times < 1):
-            raise OutOfRangeError(f"{self}: expected times >= 1 or none, delay_s >= 0 and after >= 0")
+        if not 0 <= self.delay_s < math.inf or self.after < 0 or (self.times is not None and self.times < 1):
+            raise OutOfRangeError(f"{self}: expected times >= 1 or none, a finite delay_s >= 0 and after >= 0")
 
     @classmethod
     def parse(cls, spec: str) -> Fault:

@@ -237,6 +237,13 @@ def test_a_stage_that_fails_is_heard_of():
         stage.find()
 
 
+def test_more_positions_than_anybody_waits_for_are_refused():
+    moved = []
+    with pytest.raises(OutOfRangeError, match="10000 steps"):
+        autofocus(moved.append, lambda: 1.0, low_um=0.0, high_um=10.0, step_um=1e-9)
+    assert moved == []
+
+
 def test_a_sharpness_that_is_no_number_is_refused():
     stage = Stage(lambda z: math.nan)
     with pytest.raises(OutOfRangeError, match="finite"):

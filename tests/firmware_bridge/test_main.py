@@ -17,6 +17,7 @@ from firmware_bridge.__main__ import main
 from firmware_bridge.position import PositionUm
 from firmware_bridge.pzt import open_stage
 from firmware_bridge.simulator import Simulator, serve_tcp
+from tests.waiting import until
 
 
 def run(*words):
@@ -156,12 +157,32 @@ def test_monitor_shows_an_error_as_it_comes():
 
 
 def test_monitor_writes_json_lines():
-    result = run("monitor", "--port", "sim:e517", "--count", "2", "--interval-s", "0", "--json")
+    result = run("monitor", "--port", "sim:e517", "--count", "2", "--interval-s", "0", "--json", "-")
     looks = [json.loads(line) for line in result.stdout.splitlines()]
     assert [look["error"] for look in looks] == [0, 0]
     assert looks[0]["simulated"] is True
     assert looks[0]["position_um"] == pytest.approx([50, 50, 5], abs=0.005)
     assert looks[1]["t_ns"] > looks[0]["t_ns"]
+
+
+def test_monitor_writes_each_look_to_a_file_as_it_comes(tmp_path):
+    path = tmp_path / "looks.json"
+    path.write_text("older\n")
+    with serve_tcp(Simulator()) as server:
+        words = ["monitor", "--port", server.address, "--interval-s", "60", "--json", str(path)]
+        process = subprocess.Popen([sys.executable, "-m", "firmware_bridge", *words])
+        try:
+            until(lambda: re.fullmatch(r"\{.*\}\n", path.read_text()), timeout_s=60.0)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+            process.wait(timeout=60)
+    result = run("monitor", "--port", "sim:", "--count", "3", "--interval-s", "0", "--json", str(path))
+    assert result.exit_code == 0
+    assert [json.loads(line)["error"] for line in path.read_text().splitlines()] == [0, 0, 0]
+    refused = run("monitor", "--port", "sim:", "--json", str(tmp_path / "nowhere" / "looks.json"))
+    assert refused.exit_code == 2
 
 
 def test_monitor_ends_cleanly_with_ctrl_c():

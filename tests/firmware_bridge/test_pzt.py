@@ -189,6 +189,7 @@ def test_a_simulator_that_is_gone_is_a_link_error():
     [
         ({"port": "sim:e709"}, "no profile"),
         ({"port": "sim:", "profile": "e709"}, "no profile"),
+        ({"port": "sim:e727", "profile": "e517"}, "^sim:e727 is one controller and the profile e517 another"),
         ({"port": "sim:", "velocity_um_s": math.nan}, "velocity"),
         *[
             ({"port": "sim:", name: value}, name)

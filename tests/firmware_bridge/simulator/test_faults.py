@@ -141,7 +141,19 @@ def test_a_fault_is_read_from_its_text(name):
     assert Fault.parse(name) == Fault(name)
 
 
-@pytest.mark.parametrize("spec", ["", "gremlin", "late:times=0", "late:times=x", "late:when=now", "late:delay_s=-1"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "",
+        "gremlin",
+        "late:times=0",
+        "late:times=x",
+        "late:when=now",
+        "late:delay_s=-1",
+        "dead:delay_s=nan",
+        "late:delay_s=inf",
+    ],
+)
 def test_what_is_no_fault_is_refused(spec):
     with pytest.raises(OutOfRangeError):
         Fault.parse(spec)
