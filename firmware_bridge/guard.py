@@ -25,6 +25,9 @@ class MotionGuard(Protocol):
     def lost(self, why: str) -> None:
         """Position and contact are invalid: a servo was found open, or the link is lost."""
 
+    def disarm(self, why: str) -> None:
+        """Position and contact are about to become invalid, knowingly; RefusedError keeps what would do it back."""
+
 
 class Unguarded:
     """No interlock: a bench, a test."""
@@ -42,4 +45,7 @@ class Unguarded:
         """Nobody waits for it."""
 
     def lost(self, why: str) -> None:
+        """Nobody relies on it."""
+
+    def disarm(self, why: str) -> None:
         """Nobody relies on it."""

@@ -162,9 +162,13 @@ class Mover:
 
     def invalidate(self, why: str) -> None:
         """From now on nothing is known of position and contact, and nothing moves until the servo is closed again."""
+        self.unready()
+        self.guard.lost(why)
+
+    def unready(self) -> None:
+        """The same, where the guard knows it already."""
         self.ready = False
         self.forget()
-        self.guard.lost(why)
 
     def forget(self) -> None:
         """Where the stage is has to be asked."""

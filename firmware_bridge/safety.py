@@ -271,6 +271,20 @@ class Interlock:
             if not lifted:
                 self._retraction.begin(self._failed)
 
+    def disarm(self, why: str) -> None:
+        """From ARMED to DISARMED, knowingly: nothing is retracted, because nothing has gone wrong.
+
+        Raises
+        ------
+        RefusedError
+            Near the sphere, or in a fault.
+        """
+        with self._lock:
+            if self._state not in (State.DISARMED, State.ARMED):
+                raise RefusedError(f"{why}, and this is {self._state.value}: retract, and reset what is latched, first")
+            self._state, self._why, self._polled_s = State.DISARMED, why, None
+        log.info("disarmed: %s", why)
+
     def sampled(self, asked_s: float, *, touches: bool) -> None:
         """A contact sample came, below the overload.
 

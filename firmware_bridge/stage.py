@@ -344,7 +344,8 @@ class PztStage:
     def autozero(self, *, timeout_s: float = 60.0) -> None:
         """Calibrate the sensors' zero (ATZ). **All axes move over their whole travel**: lift the sphere first.
 
-        Afterwards positions are others than before, and the servo is to be closed anew (`servo_on`).
+        Afterwards positions are others than before: the interlock is disarmed, and the servo is to be closed anew
+        (`servo_on`).
 
         Raises
         ------
@@ -356,15 +357,16 @@ class PztStage:
             The link failed.
         """
         check_positive(timeout_s=timeout_s)
+        last_stop = self._mover.stops.since  # a stop may come while the guard lifts the focus
         self.guard.check_servo()
         with self._mover.alone():
-            last_stop = self._mover.stops.since
             here_um = self._mover.here_um()
             for end_um in self.limits_um:
                 self.guard.check_move(here_um, end_um)
             if not self._mover.ask(lambda: self.controller.has("ATZ")):
                 raise RefusedError(f"{self.identity} has no autozero: HLP? does not list ATZ")
-            self._mover.invalidate("an autozero moves the stage and changes what its positions mean")
+            self.guard.disarm("an autozero moves the stage and changes what its positions mean")
+            self._mover.unready()
             self._mover.run(gcs.query_line("ATZ"), self.controller.ready, last_stop, timeout_s, "the autozero")
             if self._mover.ask(lambda: self.controller.has("ATZ?")) and not all(
                 self._mover.ask(lambda: self.controller.flags("ATZ?"))

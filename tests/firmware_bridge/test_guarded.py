@@ -47,7 +47,7 @@ class Instrument:
 
     def open(self, mount: str = "objective", **keywords):
         keywords = {"open_focus": self.focus, "open_reader": self.reader, "thresholds": LIMITS, **keywords}
-        rules = Rules(mount, Box(TRAVEL.low, PositionUm(90, 90, 10)), max_velocity_um_s=500.0, contact_timeout_s=0.5)
+        rules = Rules(mount, Box(TRAVEL.low, PositionUm(90, 90, 10)), max_velocity_um_s=500.0, contact_timeout_s=5.0)
         return open_guarded(rules, self.stage, period_s=0.01, **keywords)
 
 
@@ -213,6 +213,21 @@ def test_a_fault_retracts_to_the_end_that_parking_goes_to(parts):
         instrument.stage.park()
         assert at_um == pytest.approx(instrument.stage.away_z_um, abs=ARRIVED_UM + 0.01)
         assert instrument.stage.position_um().z == pytest.approx(instrument.stage.away_z_um, abs=0.01)
+
+
+@pytest.mark.parametrize("mount", ["objective", "cantilever"])
+def test_an_armed_instrument_is_zeroed_and_armed_again(parts, mount):
+    with open_guarded(Rules(mount, TRAVEL), parts.stage, open_focus=parts.focus, lifted_by=ME) as instrument:
+        instrument.interlock.arm(by=ME)
+        instrument.interlock.sphere_lifted(by=ME)
+        instrument.stage.autozero()
+        assert set(instrument.stage.controller.flags("ATZ?")) == {True}
+        assert instrument.interlock.state is State.DISARMED
+        with pytest.raises(RefusedError, match="servo"):
+            instrument.stage.move_to(PositionUm(51, 50, 5))
+        instrument.stage.servo_on()
+        instrument.interlock.arm(by=ME)
+        instrument.stage.move_to(PositionUm(51, 50, 5))
 
 
 def test_a_reader_needs_thresholds(parts):

@@ -609,6 +609,27 @@ def test_a_disarmed_instrument_is_not_watched():
     assert bench.interlock.state is State.DISARMED
 
 
+def test_what_is_disarmed_knowingly_is_not_retracted_and_is_to_be_armed_anew():
+    bench = Bench("objective", contact=False)
+    interlock = bench.to(State.ARMED)
+    interlock.disarm("an autozero")
+    assert interlock.state is State.DISARMED
+    assert interlock.why == "an autozero"
+    assert bench.parts.done == []
+    with pytest.raises(RefusedError, match="position is unknown"):
+        interlock.arm(by=ME)
+    bench.alive()
+    interlock.arm(by=ME)
+
+
+@pytest.mark.parametrize("state", [State.APPROACHING, State.ENGAGED, State.FAULT])
+def test_near_the_sphere_and_in_a_fault_nothing_is_disarmed_knowingly(state):
+    interlock = Bench().to(state)
+    with pytest.raises(RefusedError, match="retract"):
+        interlock.disarm("an autozero")
+    assert interlock.state is state
+
+
 # -- the focus stage --------------------------------------------------------------------------------------------------
 
 
