@@ -50,7 +50,7 @@ main.add_command(bench)
 @main.command()
 @config_options
 @click.option("--host", help="Address of the status page; only loopback, until logins are built.")
-@click.option("--port", type=int, help="Port of the status page [8080].")
+@click.option("--port", type=int, help="Port of the status page [8080]; 0 is any that is free.")
 @click.option("--no-web", is_flag=True, help="No page; pictures are still encoded as for one.")
 @click.option("--frames", type=click.IntRange(min=1), help="End after this many enhanced frames.")
 @json_option

@@ -291,7 +291,7 @@ class WebConfig(_Section):
     """The status page. Without a password it stays on loopback."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080  # 0 is any that is free; the program says which
     allowed_hosts: tuple[str, ...] = ()  # names besides 127.0.0.1, [::1] and localhost that a request may ask for
     max_viewers: Annotated[int, Field(ge=1, le=64)] = 8
 

@@ -113,7 +113,7 @@ def test_the_command_line_does_not_hide_a_section_that_is_no_table(write) -> Non
 
 def test_all_faults_are_listed_at_once(write) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(write("[camera]\nfps = -1\n[web]\nport = 0\n"))
+        load_config(write("[camera]\nfps = -1\n[web]\nport = -1\n"))
     assert "camera.fps" in str(caught.value)
     assert "web.port" in str(caught.value)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -61,20 +60,15 @@ class Box:
     """A running `superlens run`."""
 
     def __init__(self, *arguments: str, data: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edge", "run", "--port", str(self.port), *arguments],
+            [sys.executable, "-m", "edge", "run", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "XDG_DATA_HOME": str(data)},
         )
-        for line in self.process.stderr:
-            if line.strip() == f"superlens: {self.url}":
-                break
+        said = next(line for line in self.process.stderr if line.startswith("superlens: http"))
+        self.url = said.split()[1]
 
     def status(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.url}/api/status", timeout=10) as answer:
@@ -181,16 +175,17 @@ def test_a_scan_from_the_page_is_stopped_and_its_tiles_are_kept(run_box: Callabl
 def test_an_absent_controller_is_on_the_page_with_what_to_do(
     run_box: Callable[..., Box], browser: Browser, tmp_path: Path
 ) -> None:
-    (tmp_path / "real.toml").write_text('[stage]\nport = "/dev/absent-pzt"\n')
+    focus = '[focus]\ndriver = "esp301"\nport = "/dev/absent-focus"\naxis = "1"\n'
+    (tmp_path / "real.toml").write_text(focus)
     box = run_box("--config", str(tmp_path / "real.toml"))
     page = open_page(browser, box)
-    until(lambda: "/dev/absent-pzt" in page.locator("body").inner_text())
+    until(lambda: "/dev/absent-focus" in page.locator("body").inner_text())
     assert "did not start" in page.locator("body").inner_text()
     assert box.process.poll() is None
     with pytest.raises(urllib.error.HTTPError) as refused:
         box.post("/api/start")
     assert refused.value.code == 503
-    assert "/dev/absent-pzt" in json.load(refused.value)["detail"]
+    assert "/dev/absent-focus" in json.load(refused.value)["detail"]
     page.close()
 
 

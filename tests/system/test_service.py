@@ -109,14 +109,15 @@ def test_the_program_says_when_its_page_answers_that_it_lives_and_that_it_stops(
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(60)
         wanted = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "edge", "run", "--port", str(port)]
-        process = subprocess.Popen(command, env=os.environ | wanted, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "edge", "run", "--port", "0"]
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(command, env=os.environ | wanted, stderr=log)
         try:
             assert systemd.recv(100) == b"READY=1"
-            with socket.create_connection(("127.0.0.1", port), timeout=10):
+            (port,) = re.findall(
+                r"^superlens: http://127\.0\.0\.1:(\d+)$", (tmp_path / "log").read_text(), re.MULTILINE
+            )
+            with socket.create_connection(("127.0.0.1", int(port)), timeout=10):
                 pass
             assert [systemd.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
             process.send_signal(signal.SIGTERM)
