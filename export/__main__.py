@@ -105,8 +105,9 @@ def convert(
         for precision, manifest in manifests.items():
             what = f"{manifest.name} {precision}{' staged' if manifest.form == 'staged' else ''}"
             print(f"{out}: {what}, {_figures(manifest)}", file=sys.stderr)
-        for reason in refused.values():
-            click.echo(f"error: {reason}", err=True)
+        for precision, reason in refused.items():
+            stays = f" The {precision} file that was there before stays." if precision in manifests else ""
+            click.echo(f"error: {reason}.{stays}" if stays else f"error: {reason}", err=True)
         result: dict[str, Any] = {"bundle": str(out)}
         result |= {name: manifest.model_dump(mode="json", exclude_none=True) for name, manifest in manifests.items()}
         _write(json_to, result | {"refused": {precision: str(reason) for precision, reason in refused.items()}})

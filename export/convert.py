@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,7 @@ _SEARCHED_PICTURES = 6
 
 
 class Conversion(NamedTuple):
-    """The bundle that was written, and which precisions were not, and why."""
+    """The bundle that was written, and which precisions were not made, and why: it may have older files of these."""
 
     bundle: Bundle
     refused: dict[Precision, ExportError]
@@ -93,7 +93,7 @@ def convert(
     ------
     ExportError
         As its kinds say, where nothing could be written. A precision that fails its audit or its gate is in the
-        result's `refused` instead, and the others are written.
+        result's `refused` instead, and the others are written; one of the same network that was in `out` before stays.
     """
     both: tuple[Precision, ...] = ("int8_fp16",) if "int8" in precisions else ()
     wanted = ordered(("fp32", *precisions, *both))
@@ -110,7 +110,7 @@ def convert(
     checkpoint = load_checkpoint(weights)
     with room(out) as work:
         shutil.copyfile(weights, work / "weights.safetensors")
-        manifests = {"fp32": _fp32(checkpoint, known, work, progress)}
+        manifests: dict[Precision, Manifest] = {"fp32": _fp32(checkpoint, known, work, progress)}
         formed = _former(form, work)
         refused: dict[Precision, ExportError] = {}
         lesser = wanted[1:]
@@ -130,10 +130,10 @@ def convert(
             manifests["fp32"] = _staged_fp32(manifests["fp32"], checkpoint, formed, work)
         for manifest in manifests.values():
             write_manifest(manifest, (work / manifest.file).with_suffix(".json"))
-        kept = [] if known is None or known.folder.resolve() != out.resolve() else _kept(known, wanted)
-        others = [*manifests.values(), *(known.manifest(precision) for precision in kept if known is not None)]
+        kept = _kept(out, manifests, refused, in_place=known is not None and known.folder.resolve() == out.resolve())
         card = work / "README.md"
-        card.write_text(with_precisions(card.read_text(encoding="utf-8"), others), encoding="utf-8")
+        text = with_precisions(card.read_text(encoding="utf-8"), [*manifests.values(), *kept.values()])
+        card.write_text(text, encoding="utf-8")
         index = BundleIndex(
             name=manifests["fp32"].name,
             task=manifests["fp32"].task,
@@ -164,11 +164,27 @@ def unnamed(index: BundleIndex) -> list[str]:
     return [f"{stem}{suffix}" for stem in stems for suffix in (".onnx", ".json")]
 
 
-def _kept(known: Bundle, wanted: Sequence[Precision]) -> list[Precision]:
-    """Precisions of a bundle that nobody asked to make again, and whose files are whole."""
-    kept: list[Precision] = [precision for precision in known.precisions if precision not in wanted]
-    for precision in kept:
-        known.model_path(precision)
+def _kept(
+    out: Path, made: Mapping[Precision, Manifest], refused: dict[Precision, ExportError], *, in_place: bool
+) -> dict[Precision, Manifest]:
+    """What the bundle in `out` has beside those made, if it is of this network; damaged ones are refused."""
+    try:
+        before = load_bundle(out)
+        fp32 = before.manifest("fp32")
+    except ManifestError:
+        return {}  # there is none, or one that this conversion mends
+    new = made["fp32"]
+    if not in_place and (fp32.sha256, fp32.checkpoint_sha256) != (new.sha256, new.checkpoint_sha256):
+        return {}
+    kept: dict[Precision, Manifest] = {}
+    for precision in before.precisions:
+        if precision in made:
+            continue
+        try:
+            before.model_path(precision)
+            kept[precision] = before.manifest(precision)
+        except ManifestError as exc:
+            refused.setdefault(precision, exc)
     return kept
 
 

@@ -143,6 +143,43 @@ def test_a_precision_that_fails_is_left_out_with_its_figure_and_the_others_are_w
     assert "| int8 |" not in (tmp_path / "toy" / "README.md").read_text()
 
 
+@pytest.fixture
+def full(whole: Bundle, tmp_path: Path) -> Bundle:
+    """A copy with all precisions."""
+    shutil.copytree(whole.folder, tmp_path / "full")
+    return load_bundle(tmp_path / "full")
+
+
+def test_a_refused_precision_leaves_the_good_file_of_before_and_says_so(
+    full: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {precision: full.manifest(precision) for precision in ALL}
+    monkeypatch.setattr(gate, "LEAST_PSNR_DB", 300.0)
+    again = call("convert", full.folder, "--precision", "fp16", "--out", full.folder, "--json", "-")
+    afresh = call("convert", full.folder / "weights.safetensors", "--precision", "fp16", "--out", full.folder)
+    for result in (again, afresh):
+        assert result.exit_code == 1
+        assert "The fp16 file that was there before stays." in result.stderr
+    bundle = load_bundle(full.folder)
+    assert {precision: bundle.manifest(precision) for precision in bundle.precisions} == before
+    bundle.model_path("fp16")
+    assert set(json.loads(again.stdout)) == {"bundle", "refused", *ALL}
+    assert "| fp16 |" in (full.folder / "README.md").read_text()
+
+
+def test_precisions_of_another_network_do_not_stay(full: Bundle, tmp_path: Path) -> None:
+    other = untrained(enhancer(blocks=1), tmp_path / "other.safetensors")
+    assert convert(other, full.folder).bundle.precisions == ("fp32",)
+    assert not list(full.folder.glob("model_*"))
+
+
+def test_a_damaged_file_of_before_does_not_stay_and_is_told(full: Bundle) -> None:
+    (full.folder / "model_fp16.onnx").write_bytes(b"damaged")
+    made = convert(full.folder, full.folder, ["fp32"])
+    assert "fp16" not in made.bundle.precisions
+    assert "model_fp16.onnx has SHA-256" in str(made.refused["fp16"])
+
+
 def test_a_file_with_findings_is_not_written(whole: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversion.audit, "audit", lambda _: ["it smells"])
     made = convert(whole.folder, tmp_path / "toy", ["int8"], data=DATA)
