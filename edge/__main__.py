@@ -273,7 +273,10 @@ def enhance(*, sources: tuple[Path, ...], out: Path, json_path: str | None, **op
 def check_config(*, path: Path | None, json_path: str | None) -> None:
     """Check a configuration file without opening anything; without PATH, show the defaults."""
     with errors_as_exit_codes():
+        from edge.instrument import check
+
         config = load_config(path)
+        check(config)
         print_json(json_path, config.model_dump(mode="json"))
         if json_path is None:
             click.echo(

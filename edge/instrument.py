@@ -120,6 +120,28 @@ class Instrument:
             self.engine.close()
 
 
+def check(config: Config) -> None:
+    """Refuse what cannot become an instrument, before any of it is opened.
+
+    Raises
+    ------
+    ConfigError
+        A file is not there, the model has no such precision or output, or a part has no driver yet.
+    """
+    manifest = _manifest(config)[1]
+    _output(manifest, config.engine.show or manifest.output_names[0])
+    replayed = config.camera.driver == "replay"
+    if not replayed and not config.stage.port.startswith("sim:"):
+        raise ConfigError(
+            f'[stage] port = "{config.stage.port}" is a real stage, and this version has no driver of a real camera '
+            'yet: only the simulated one, which looks at the simulated stage. Set port = "sim:e727", and try the real '
+            "stage with superlens-pzt."
+        )
+    path = config.camera.path if replayed else config.specimen.path
+    if path is not None and not path.exists():
+        raise ConfigError(f"There is no file or folder {path}. Check the path.")
+
+
 def open_instrument(
     config: Config, *, progress: Progress = lambda _: None, cancelled: threading.Event | None = None
 ) -> Instrument:
@@ -137,8 +159,8 @@ def open_instrument(
     EdgeError, FirmwareError
         A part does not answer; whatever was opened before it is closed again.
     """
-    bundle = find_bundle(config.engine.model)
-    manifest = manifest_of(bundle, "fp32" if config.engine.backend == "tensorrt" else config.engine.precision)
+    check(config)
+    bundle, manifest = _manifest(config)
     shown = _output(manifest, config.engine.show or manifest.output_names[0])
     config = fitted(config, manifest)
     with ExitStack() as closing, ExitStack() as closing_engine:
@@ -198,6 +220,11 @@ def open_instrument(
             making,
             closing.pop_all(),
         )
+
+
+def _manifest(config: Config) -> tuple[Bundle, Manifest]:
+    bundle = find_bundle(config.engine.model)
+    return bundle, manifest_of(bundle, "fp32" if config.engine.backend == "tensorrt" else config.engine.precision)
 
 
 def _output(manifest: Manifest, name: str) -> str:

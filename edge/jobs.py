@@ -112,7 +112,7 @@ def plan_scan(instrument: Instrument, *, region_um: tuple[float, float], overlap
         The stage does not say where it is.
     """
     if instrument.stage is None:
-        raise ConfigError("A replay has no stage to scan with. Use the simulated camera, or a real one.")
+        raise ConfigError("A replay has no stage to scan with. Use the simulated camera.")
     if instrument.pixel_size_nm is None:
         raise ConfigError("A scan needs the pixel size (--pixel-size-nm), to know its tiles.")
     field_um = instrument.config.sphere.field_um

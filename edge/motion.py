@@ -14,7 +14,7 @@ from edge.problems import Notice, Problems
 from edge.status import InterlockStatus
 from firmware_bridge.adc import open_reader
 from firmware_bridge.contact import ContactReader, Sample
-from firmware_bridge.errors import LinkError, RefusedError
+from firmware_bridge.errors import LinkError, OutOfRangeError, RefusedError
 from firmware_bridge.focus import FocusStage, open_focus, open_simulated
 from firmware_bridge.guarded import Guarded, open_guarded
 from firmware_bridge.position import ANYWHERE
@@ -214,20 +214,23 @@ def open_motion(config: Config) -> Iterator[Motion]:
 def _open_stage(config: Config, interlock: Interlock) -> PztStage:
     stage = config.stage
     limits_um = None
-    if (stage.limits_low_um is None) != (stage.limits_high_um is None):
-        raise ConfigError("[stage] has only one of limits_low_um and limits_high_um. Give both, or neither.")
     if stage.limits_low_um is not None and stage.limits_high_um is not None:
         limits_um = Box(PositionUm(*stage.limits_low_um), PositionUm(*stage.limits_high_um))
-    return open_stage(
-        stage.port,
-        baud=stage.baud,
-        limits_um=limits_um,
-        velocity_um_s=stage.velocity_um_s,
-        settle_timeout_s=stage.settle_timeout_s,
-        z_sign=stage.z_sign,
-        guard=interlock,
-        enable_servo=False,  # that is for `Motion.arm`, with the interlock bound to the stage
-    )
+    try:
+        return open_stage(
+            stage.port,
+            baud=stage.baud,
+            limits_um=limits_um,
+            velocity_um_s=stage.velocity_um_s,
+            settle_timeout_s=stage.settle_timeout_s,
+            z_sign=stage.z_sign,
+            guard=interlock,
+            enable_servo=False,  # that is for `Motion.arm`, with the interlock bound to the stage
+        )
+    except OutOfRangeError as exc:
+        raise ConfigError(
+            f"[stage] limits_low_um, limits_high_um or velocity_um_s do not fit the stage: {exc}."
+        ) from exc
 
 
 def _open_focus(focus: FocusConfig, interlock: Interlock) -> contextlib.AbstractContextManager[FocusStage]:

@@ -58,8 +58,7 @@ def open_simulated(config: Config, pose_um: Callable[[], PositionUm] | None) -> 
     """
     if pose_um is None:
         raise ConfigError(
-            'The simulated camera looks at the simulated stage, but [stage] port is a real one. Set port = "sim:", '
-            "or choose a real camera."
+            'The simulated camera looks at the simulated stage, but [stage] port is a real one. Set port = "sim:e727".'
         )
     try:
         optics = optics_of(config.optics)

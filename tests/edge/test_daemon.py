@@ -380,12 +380,12 @@ def test_a_scan_keeps_the_output_it_began_with(make: DaemonMaker, lens_bundle: P
 
 
 def test_an_instrument_that_does_not_open_is_on_the_board_with_the_reason(make: DaemonMaker) -> None:
-    daemon = make(stage={"port": "/dev/absent-pzt"})
+    daemon = make(focus={"driver": "esp301", "port": "/dev/absent-focus", "axis": "1"})
     with pytest.raises(LinkError):
         daemon.open()
     status = daemon.board.status()
     assert status.state is RunState.FAULT
-    assert "/dev/absent-pzt" in (status.start_error or "")
+    assert "/dev/absent-focus" in (status.start_error or "")
 
 
 def test_what_ends_a_job_is_a_problem_in_words_and_the_next_start_clears_it(make: DaemonMaker) -> None:

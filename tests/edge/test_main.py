@@ -131,7 +131,7 @@ def test_doctor_names_versions_and_what_is_missing(superlens: Run) -> None:
         (["run", "--no-web", "--camera", "simulated:foo"], 2, "only replay takes a path"),
         (["run", "--no-web", "--json", "{tmp}/absent/x.json"], 2, "does not exist or is not writable"),
         (
-            ["run", "--port", "0", "--frames", "2", "--config", "{tmp}/serial.toml", "--model", "{bundle}"],
+            ["run", "--port", "0", "--frames", "2", "--config", "{tmp}/focus.toml", "--model", "{bundle}"],
             1,
             "absent",
         ),
@@ -154,7 +154,11 @@ def test_doctor_names_versions_and_what_is_missing(superlens: Run) -> None:
         (["run", "--host", "0.0.0.0"], 2, "needs a password"),
         (["run", "--port", "0", "--camera", "replay:{tmp}/absent.png", "--model", "{bundle}"], 2, "no file or"),
         (["run", "--port", "{port}", "--model", "{bundle}"], 2, "in use"),
-        (["run", "--no-web", "--config", "{tmp}/serial.toml", "--model", "{bundle}"], 1, "/dev/absent-pzt"),
+        (["run", "--no-web", "--config", "{tmp}/focus.toml", "--model", "{bundle}"], 1, "/dev/absent-focus"),
+        (["run", "--config", "{tmp}/serial.toml", "--model", "{bundle}"], 2, "no driver of a real camera yet"),
+        (["check-config", "{tmp}/serial.toml"], 2, "/dev/absent-pzt.*no driver of a real camera yet.*superlens-pzt"),
+        (["check-config", "{tmp}/model.toml"], 2, "No model 'nope'"),
+        (["check-config", "{tmp}/replay.toml"], 2, "no file or folder absent.png"),
         (["scan", "--region-um", "500", "20", "--out", "{tmp}/s", "--model", "{bundle}"], 2, "Nothing was moved"),
         (["scan", "--region-um", "-5", "20", "--out", "{tmp}/s", "--model", "{bundle}"], 2, "region_um"),
         (
@@ -186,6 +190,10 @@ def test_a_wrong_input_is_one_clear_error_and_nothing_is_half_written(
     (tmp_path / "sphere.toml").write_text("[optics]\nsphere_diameter_um = 57\n")
     (tmp_path / "range.toml").write_text("[camera]\nfps = 0\n")
     (tmp_path / "serial.toml").write_text('[stage]\nport = "/dev/absent-pzt"\n')
+    focus = '[focus]\ndriver = "esp301"\nport = "/dev/absent-focus"\naxis = "1"\n'
+    (tmp_path / "focus.toml").write_text(focus)
+    (tmp_path / "model.toml").write_text('[engine]\nmodel = "nope"\n')
+    (tmp_path / "replay.toml").write_text('[camera]\ndriver = "replay"\npath = "absent.png"\n')
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "empty").mkdir()
     Image.fromarray(np.full((32, 32), 90, np.uint8)).save(tmp_path / "grey.png")

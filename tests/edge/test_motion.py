@@ -378,3 +378,12 @@ def test_the_simulated_sphere_is_on_the_side_that_the_sign_of_z_says(sensors: li
         moving.arm()
         assert moving.interlock.state is State.ARMED
         assert sensors[0].indentation_nm() == pytest.approx(-2000, abs=50)
+
+
+def test_limits_beyond_the_travel_are_refused_with_their_keys() -> None:
+    limits = {"limits_low_um": [200, 200, 0], "limits_high_um": [300, 300, 10]}
+    with (
+        pytest.raises(ConfigError, match=r"\[stage\] limits_low_um, limits_high_um .*no position lies both"),
+        open_motion(Config.model_validate({"stage": limits})),
+    ):
+        pass
