@@ -167,6 +167,50 @@ def move(
 
 @main.command()
 @stage_options
+@click.option("--sphere-lifted", is_flag=True, help="You have lifted the sphere; nothing watches the contact here.")
+@click.option("--timeout-s", type=POSITIVE, default=60.0, show_default=True)
+@json_option
+def autozero(
+    port: str, profile: str | None, baud: int, sphere_lifted: bool, timeout_s: float, as_json: IO[str] | None
+) -> None:
+    """Calibrate the sensors' zero. ALL AXES MOVE OVER THEIR WHOLE TRAVEL.
+
+    Positions are others afterwards than before. A simulated stage needs no --sphere-lifted.
+    """
+    by_hand = ByHand(nearer=True, sphere_lifted=True, z_sign=1)
+    with _open(port=port, profile=profile, baud=baud, enable_servo=False, guard=by_hand) as stage:
+        if not (sphere_lifted or stage.simulated):
+            raise RefusedError(
+                "an autozero moves all axes over their whole travel: lift the sphere, then say --sphere-lifted"
+            )
+        stage.autozero(timeout_s=timeout_s)
+        print_report(_report(stage), as_json)
+
+
+@main.command()
+@stage_options
+@click.option("--duration-s", type=POSITIVE, default=1.0, show_default=True, help="How long to watch.")
+@click.option("--samples", type=click.IntRange(min=3), default=100, show_default=True)
+@json_option
+def drift(port: str, profile: str | None, baud: int, duration_s: float, samples: int, as_json: IO[str] | None) -> None:
+    """Watch the stage at rest: drift, noise (peak to peak), distance from its target. Nothing moves."""
+    with _open(port=port, profile=profile, baud=baud, enable_servo=False) as stage:
+        seen = stage.drift_um(duration_s=duration_s, samples=samples)
+        report = {
+            "identity": stage.identity,
+            "simulated": stage.simulated,
+            "servo_on": stage.servo_is_on(),
+            "rate_um_s": list(seen.rate_um_s),
+            "noise_pp_um": list(seen.noise_pp_um),
+            "error_um": list(seen.error_um),
+            "samples": seen.samples,
+            "duration_s": seen.duration_s,
+        }
+        print_report(report, as_json)
+
+
+@main.command()
+@stage_options
 @click.option("--interval-s", type=NOT_NEGATIVE, default=0.2, show_default=True, help="Between two looks.")
 @click.option("--count", type=click.IntRange(min=1), help="Looks; by default until Ctrl-C.")
 @click.option(

@@ -189,6 +189,10 @@ def contact_read(
 @click.option("--hold-s", type=NOT_NEGATIVE, default=0.0, show_default=True, help="Stay so long.")
 @click.option("--enable-servo", is_flag=True, help="Close the servo loop first: the stage may jump.")
 @click.option("--sphere-lifted", is_flag=True, help="You have lifted the sphere: the servo may be closed.")
+@click.option("--focus-driver", type=click.Choice(["xps", "esp301"]), help="A fault lifts this focus stage too.")
+@click.option("--focus-port", help="As --port of the focus commands; not with --simulated.")
+@click.option("--focus-axis", help="As --axis of the focus commands.")
+@click.option("--focus-baud", default=921600, show_default=True, help="Of an ESP301.")
 @adc_options
 @json_option
 def contact_approach(
@@ -205,6 +209,10 @@ def contact_approach(
     hold_s: float,
     enable_servo: bool,
     sphere_lifted: bool,
+    focus_driver: str | None,
+    focus_port: str | None,
+    focus_axis: str | None,
+    focus_baud: int,
     adc: str | None,
     bus: int | None,
     channel: int,
@@ -222,11 +230,18 @@ def contact_approach(
     rules = Rules(mount, ANYWHERE, z_sign=sign, approach_travel_um=travel_um)
     if simulated == (port is not None) or simulated == (adc is not None):
         raise click.UsageError("give either --port and --adc, or --simulated")
+    if focus_driver is None and (focus_port is not None or focus_axis is not None):
+        raise click.UsageError("give --focus-driver with --focus-port and --focus-axis")
+
+    def open_lift(interlock: Interlock) -> contextlib.AbstractContextManager[FocusStage]:
+        return _focus(str(focus_driver), focus_port, focus_axis, focus_baud, simulated, interlock)
+
     with (
         one_interrupt(),
         open_guarded(
             rules,
             lambda interlock: _stage(port, sign, interlock, enable_servo=enable_servo),
+            open_focus=None if focus_driver is None else open_lift,
             open_reader=lambda stage: _cantilever(stage, sign) if adc is None else _reader(adc, bus, channel, address),
             thresholds=thresholds,
             period_s=period_s,

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from firmware_bridge import focus_commands, guarded
 from firmware_bridge.__main__ import Commands
 from firmware_bridge.approach import approach
-from firmware_bridge.errors import LinkError
+from firmware_bridge.errors import LinkError, RefusedError
 from firmware_bridge.focus_commands import contact, focus
 from firmware_bridge.position import PositionUm
 from firmware_bridge.safety import Rules, State
@@ -92,6 +92,12 @@ def test_an_esp301_is_moved_by_its_axis_number():
         ("contact approach --by me --set-point-v 1 --overload-v 2", 2, "either --port and --adc, or --simulated"),
         ("contact approach --by me --set-point-v 1 --overload-v 2 --port x --simulated", 2, "or --simulated"),
         ("contact approach --set-point-v 1 --overload-v 2 --simulated", 2, "--by"),
+        ("contact approach --by me --set-point-v 1 --overload-v 2 --simulated --focus-port x", 2, "--focus-driver"),
+        (
+            "contact approach --by me --set-point-v 1 --overload-v 2 --simulated --focus-driver xps --focus-port x",
+            2,
+            "either",
+        ),
         (
             "contact approach --by me --set-point-v 1.2 --overload-v 2 --travel-um nan --simulated",
             2,
@@ -145,6 +151,23 @@ def test_approach_finds_the_contact_holds_it_and_ends_retracted(z_sign, z_um):
     assert report["retracted"] is True
     assert report["position_um"][2] == pytest.approx(z_um, abs=0.07)  # steps of 50 nm
     assert report["value_v"] >= 1.2
+
+
+@pytest.mark.parametrize("mount", ["cantilever", "objective"])
+def test_a_fault_of_an_approach_lifts_the_focus_that_was_named(monkeypatch, mount):
+    def hold(_, interlock, __) -> None:
+        interlock.overload("a test presses the sphere")
+        raise RefusedError("the contact ended in a fault")
+
+    def opened(driver, port, axis, baud, simulated, guard):
+        return original(driver, server.address, "1", baud, False, guard)
+
+    esp301, original = SimulatedEsp301(), focus_commands._focus
+    monkeypatch.setattr(focus_commands, "_hold", hold)
+    monkeypatch.setattr(focus_commands, "_focus", opened)
+    with Esp301Server(esp301) as server:
+        assert run(*SIMULATED_APPROACH, "--mount", mount, "--focus-driver", "esp301").exit_code == 1
+    assert esp301.position_mm == pytest.approx(2.0), "0.5 mm before the servo is closed, and as much in the fault"
 
 
 def test_approach_that_finds_nothing_says_so():

@@ -134,6 +134,37 @@ def test_the_servo_is_closed_only_when_told_that_the_sphere_is_lifted(real):
     assert simulator.pose_um().x == pytest.approx(51, abs=0.005)
 
 
+def test_autozero_moves_only_when_told_that_the_sphere_is_lifted(real):
+    simulator, address = real
+    refused = run("autozero", "--port", address)
+    assert refused.exit_code == 1
+    assert "whole travel: lift the sphere, then say --sphere-lifted" in refused.stderr
+    assert b"1" not in re.findall(rb"=(\d)", simulator.feed(b"ATZ?\n"))
+    assert simulator.pose_um() == pytest.approx((50, 50, 5), abs=0.005)
+    done = run("autozero", "--port", address, "--sphere-lifted", "--json", "-")
+    assert done.exit_code == 0, done.stderr
+    assert len(json.loads(done.stdout)["position_um"]) == 3
+    assert re.findall(rb"=(\d)", simulator.feed(b"ATZ?\n")) == [b"1"] * 3
+
+
+def test_a_simulated_stage_is_zeroed_without_a_word():
+    assert run("autozero", "--port", "sim:").stdout.startswith("SIMULATED")
+
+
+def test_drift_says_noise_and_drift_of_a_stage_at_rest_and_moves_nothing():
+    simulator = Simulator(noise_um=PositionUm(0.001, 0.001, 0.001))
+    simulator.feed(b"SVO 1 1 2 1 3 1\n")
+    with serve_tcp(simulator) as server:
+        before = simulator.pose_um()
+        words = ("drift", "--port", server.address, "--duration-s", "0.2", "--samples", "50", "--json", "-")
+        report = json.loads(run(*words).stdout)
+        assert simulator.pose_um() == pytest.approx(before, abs=0.01)
+    assert report["simulated"] is True
+    assert report["samples"] == 50
+    assert all(0.002 < um < 0.01 for um in report["noise_pp_um"])
+    assert run("drift", "--port", "sim:", "--samples", "2").exit_code == 2
+
+
 def test_monitor_shows_one_line_a_look():
     simulator = Simulator()
     simulator.feed(b"POS? 9\n")
