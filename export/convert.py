@@ -78,7 +78,9 @@ def convert(
     Parameters
     ----------
     source
-        A checkpoint, or a bundle with one in it; `out` may be the same bundle.
+        A checkpoint, or a bundle with one in it.
+    out
+        A new or an empty folder, or a bundle of this name and task, such as the same one.
     precisions
         "int8" makes two files of one set of scales: int8, whose remainder is FP32, for OpenVINO, and int8_fp16 for
         TensorRT.
@@ -108,6 +110,7 @@ def convert(
     known = load_bundle(source) if source.is_dir() else None
     weights = source if known is None else known.folder / known.index.weights
     checkpoint = load_checkpoint(weights)
+    check_out(out, checkpoint.recipe.name, checkpoint.recipe.task)
     with room(out) as work:
         shutil.copyfile(weights, work / "weights.safetensors")
         manifests: dict[Precision, Manifest] = {"fp32": _fp32(checkpoint, known, work, progress)}
@@ -144,6 +147,31 @@ def convert(
         write_manifest(index, work / BUNDLE_FILE)
         move(work, out, last=BUNDLE_FILE, without=unnamed(index))
     return Conversion(load_bundle(out), refused)
+
+
+def check_out(out: Path, name: str, task: str) -> None:
+    """Refuse to write a bundle among files that are none of its own.
+
+    A bundle whose index cannot be read is nobody's: it is made again by writing over it.
+
+    Raises
+    ------
+    ExportError
+        `out` has something in it and is no bundle, or that of another network.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / BUNDLE_FILE).is_file():
+        raise ExportError(f"{out} is not empty and no bundle, nothing in it was touched; give --out another folder")
+    try:
+        there = load_bundle(out)
+    except ManifestError:
+        return
+    if (there.name, there.task) != (name, task):
+        raise ExportError(
+            f"{out} is the bundle of {there.name} ({there.task}), not of {name} ({task}), and was not touched; give"
+            " --out another folder"
+        )
 
 
 def ordered(precisions: Sequence[Precision]) -> tuple[Precision, ...]:

@@ -12,7 +12,7 @@ import torch
 
 from export import audit, calibration, gate, graph, half, quantize, rewrite
 from export.calibration import Progress, Sample
-from export.convert import file_stem, ordered, silent, unnamed
+from export.convert import check_out, file_stem, ordered, silent, unnamed
 from export.errors import CalibrationError, ExportError, GraphError
 from export.files import move, room
 from export.manifest import (
@@ -61,6 +61,7 @@ def random_bundle(
         raise ExportError(f"there is no random network {name!r}; choose one of {', '.join(NGF)}")
     if size_px < 64 or size_px & (size_px - 1):
         raise ExportError(f"the size is {size_px} px, expected a power of two from 64 on: a U-Net halves it to one")
+    check_out(out, name, "neural-lens")
     wanted = ordered(precisions)
     if any(precision.startswith("int8") for precision in wanted):
         check_onnxruntime("int8", onnxruntime.__version__)

@@ -173,6 +173,39 @@ def test_precisions_of_another_network_do_not_stay(full: Bundle, tmp_path: Path)
     assert not list(full.folder.glob("model_*"))
 
 
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"name": "another"}, r"is the bundle of another \(enhance\), not of .* was not touched"),
+        ({"task": "sem"}, r"is the bundle of .* \(sem\), not of .* \(enhance\)"),
+        (None, "is not empty and no bundle, nothing in it was touched; give --out another folder"),
+    ],
+)
+def test_a_folder_of_something_else_is_not_written_into(
+    full: Bundle, change: dict[str, str] | None, complaint: str
+) -> None:
+    index = full.folder / "bundle.json"
+    checkpoint = full.folder.parent / "best.safetensors"
+    shutil.copyfile(full.folder / "weights.safetensors", checkpoint)
+    if change is None:
+        index.unlink()
+    else:
+        index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    before = {path.name: path.read_bytes() for path in full.folder.iterdir()}
+    with pytest.raises(ExportError, match=complaint):
+        convert(checkpoint, full.folder)
+    assert {path.name: path.read_bytes() for path in full.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("there", ["nothing", "a damaged index"])
+def test_an_empty_folder_and_a_damaged_bundle_are_written_into(full: Bundle, tmp_path: Path, there: str) -> None:
+    out = tmp_path / "empty" if there == "nothing" else full.folder
+    out.mkdir(exist_ok=True)
+    if there == "a damaged index":
+        (out / "bundle.json").write_text("{")
+    assert convert(full.folder / "weights.safetensors", out).bundle.precisions == ("fp32",)
+
+
 def test_a_damaged_file_of_before_does_not_stay_and_is_told(full: Bundle) -> None:
     (full.folder / "model_fp16.onnx").write_bytes(b"damaged")
     made = convert(full.folder, full.folder, ["fp32"])

@@ -76,3 +76,10 @@ def test_a_network_that_does_not_exist_is_refused(name: str, size_px: int, compl
     with pytest.raises(ExportError, match=complaint):
         random_bundle(name, tmp_path / "out", size_px=size_px)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_else_in_it_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ExportError, match="is not empty and no bundle"):
+        random_bundle(NAME, tmp_path, size_px=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
