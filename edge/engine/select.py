@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from edge.devices import Engine
-from edge.engine import load_for, manifest_of, model_path
+from edge.engine import manifest_of, model_path
 from edge.engine.builder import BuildJob, BuildProgress, Progress, build_in_child, rebuild_words
 from edge.engine.choice import (
     LAST_RESORT,
@@ -37,6 +37,7 @@ from edge.engine.choice import (
 )
 from edge.engine.measure import measure, pictures_of, textures
 from edge.engine.tensorrt import TensorRtEngine
+from edge.engine.tiling import load_for_camera
 from edge.errors import ConfigError, EdgeError, EngineError
 from edge.utc import utc_now
 from export.errors import CancelledBuildError, PlanError
@@ -52,12 +53,15 @@ _SILENCE_S = 2.0  # while plans are measured, after which whoever waits is told 
 
 
 def load_plan(job: BuildJob, precision: Precision, folder: Path | None) -> Engine:
-    """The engine of a plan in ``folder``; None: OpenVINO in f32, which is the reference and the fallback."""
+    """The engine of a plan in ``folder``; None: OpenVINO in f32, which is the reference and the fallback.
+
+    The GPU has whole frames of any size. What the CPU takes for one grows with it, to gigabytes: there they are cut.
+    """
     counts = job.counts
     if folder is not None:
         manifest = manifest_of(job.bundle, precision)
         return TensorRtEngine(model_path(job.bundle, precision), manifest, counts, hint="auto", plans=folder)
-    return load_for(job.bundle, counts, backend="openvino", precision=precision, hint="f32")
+    return load_for_camera(job.bundle, counts, backend="openvino", precision=precision, hint="f32")
 
 
 def fall_back(job: BuildJob, reason: str, *, load: Load = load_plan) -> tuple[Engine, Choice]:

@@ -8,6 +8,7 @@ thrown away.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from edge.engine.prepare import Counts, kept_for
 from edge.errors import ConfigError
 from edge.frames import FramePool, aligned_empty
 from export.manifest import Bundle, Manifest, Precision
+
+log = logging.getLogger(__name__)
 
 TILE_PX = 2048
 """Side of a tile, and what a frame may have without being cut.
@@ -117,6 +120,21 @@ def load_tiled(
     assert step_px % light.cell_px == 0  # noqa: S101  or a tile would begin inside a cell; 1/8 is all the networks have
     engine = OpenVinoEngine(path, manifest, tile, hint=hint, light_given=True)
     return TiledEngine(engine, frame, tile, rows, columns, light)
+
+
+def load_for_camera(bundle: Bundle, frame: Counts, *, backend: Backend, precision: Precision, hint: Hint) -> Engine:
+    """As the box runs it: frames with a side above `TILE_PX` are cut, or go whole through a model that cannot be tiled.
+
+    Errors as `edge.engine.load_engine`.
+    """
+    tile_px = TILE_PX
+    if max(frame.shape_px) > tile_px:
+        try:
+            check_tiles(bundle, precision, backend=backend, tile_px=tile_px)
+        except ConfigError as exc:
+            log.info("frames of %s px go through the model whole: %s", " x ".join(map(str, frame.shape_px)), exc)
+            tile_px = max(frame.shape_px)
+    return load_tiled(bundle, frame, backend=backend, precision=precision, hint=hint, tile_px=tile_px)
 
 
 def check_tiles(bundle: Bundle, precision: Precision, *, backend: Backend, tile_px: int) -> None:

@@ -29,6 +29,7 @@ from edge.engine.measure import REPEATS, TEXTURES, WARM_UP, pictures_of, psnr_db
 from edge.engine.onnxruntime import OnnxRuntimeEngine
 from edge.engine.prepare import Counts
 from edge.engine.select import choose, fall_back, load_plan, stored_choice, unfinished
+from edge.engine.tiling import TiledEngine
 from edge.errors import ConfigError, EngineError
 from export.build_engine import Request, build
 from export.errors import CancelledBuildError, PlanError
@@ -218,6 +219,23 @@ def test_a_sound_int8_network_passes_on_them_with_room_to_spare(name: str) -> No
         assert psnr_db(found, wanted, 255) > LEAST_PSNR_DB + 5
     for engine in engines:
         engine.close()
+
+
+def test_large_frames_are_cut_for_the_reference_and_the_fallback_on_the_cpu(
+    plans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, srcnn takes 400 bytes a pixel in f32: 6.7 GB at 4096 x 4096."""
+    monkeypatch.setattr("edge.engine.tiling.TILE_PX", 64)
+    job = BuildJob(find_bundle("srcnn"), Counts((96, 200), "mono8", 8), plans)
+    engine, choice = fall_back(job, "the GPU was lost")
+    assert isinstance(engine, TiledEngine)
+    assert (engine.backend, engine.precision, choice.fallback) == ("openvino", "f32", True)
+    whole = load_engine(job.bundle, frame_shape_px=(96, 200), pixel_format="mono8", bit_depth=8, hint="f32")
+    frame = textures(job.counts)[0]
+    found, wanted = (pictures_of(one, frame)["enhanced"].astype(int) for one in (engine, whole))
+    assert np.abs(found - wanted).max() <= 1
+    engine.close()
+    whole.close()
 
 
 def test_what_was_chosen_is_not_built_or_measured_again(lab: Lab, job: BuildJob, begin: Callable[..., Any]) -> None:
