@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -68,6 +69,7 @@ def fly(
     blur_um: float,
     noise_pp_um: float,
     frame_time_s: float,
+    shutter: Literal["global", "rolling"],
     rows: int = 200,
     by_wave: bool = False,
 ) -> Flown:
@@ -83,8 +85,8 @@ def fly(
         The tiles.
     output : TriggerOutput
         Wired to the camera.
-    blur_um, noise_pp_um, frame_time_s : float
-        What the line has to keep, see `FlyLine.check`.
+    blur_um, noise_pp_um, frame_time_s, shutter
+        What the line has to keep, and of which camera, see `FlyLine.check`.
     rows : int
         Of the recorder, at most.
     by_wave : bool
@@ -93,13 +95,13 @@ def fly(
     Raises
     ------
     OutOfRangeError
-        The line would smear, lose pulses or leave the limits, or is too fast now: nothing has moved.
+        The line would smear or shear, lose pulses or leave the limits, or is too fast now: nothing has moved.
     StoppedError
         There was a stop since this was called.
     FirmwareError
         As in `PztStage.move_to`, `TriggerOutput.every` and `Recorder.read`. The output is off then, if it can be.
     """
-    line.check(blur_um=blur_um, noise_pp_um=noise_pp_um, frame_time_s=frame_time_s)
+    line.check(blur_um=blur_um, noise_pp_um=noise_pp_um, frame_time_s=frame_time_s, shutter=shutter)
     begin_um, end_um = line.ends_um
     stage.check_target(end_um)
     stage.guard.check_velocity(line.velocity_um_s)

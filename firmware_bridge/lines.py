@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -96,8 +97,10 @@ class FlyLine:
         at_um[self.axis] = along_um
         return PositionUm(*at_um)
 
-    def check(self, *, blur_um: float, noise_pp_um: float, frame_time_s: float) -> None:
-        """Refuse a line whose tiles would be smeared, or whose pulses would be lost.
+    def check(
+        self, *, blur_um: float, noise_pp_um: float, frame_time_s: float, shutter: Literal["global", "rolling"]
+    ) -> None:
+        """Refuse a line whose tiles would be smeared or sheared, or whose pulses would be lost.
 
         Parameters
         ----------
@@ -107,12 +110,19 @@ class FlyLine:
             Peak-to-peak noise of the sensor, as `PztStage.drift_um` measures it.
         frame_time_s : float
             What the camera needs from frame to frame.
+        shutter : "global" or "rolling"
+            The camera's: one that exposes its rows one after the other shears what moves.
 
         Raises
         ------
         OutOfRangeError
             With what would do.
         """
+        if shutter != "global":
+            raise OutOfRangeError(
+                f"a {shutter} shutter cannot fly: its rows are exposed one after the other and shear a moving field; "
+                "step and shoot, or take a camera with a global shutter"
+            )
         # not (a <= b): NaN is refused too
         if not self.velocity_um_s * self.exposure_s <= blur_um:
             raise OutOfRangeError(

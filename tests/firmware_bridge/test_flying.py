@@ -18,7 +18,7 @@ from firmware_bridge.simulator import Simulator, serve_pty
 from tests.waiting import until
 
 LINE = FlyLine(PositionUm(40, 50, 5), axis=0, step_um=2.0, count=6, velocity_um_s=200.0, exposure_s=0.001)
-KEEPS = {"blur_um": 0.25, "noise_pp_um": 0.003, "frame_time_s": 0.005}
+KEEPS = {"blur_um": 0.25, "noise_pp_um": 0.003, "frame_time_s": 0.005, "shutter": "global"}
 WAYS = [("e727", False), ("e727", True), ("e517", True)]
 
 
@@ -84,7 +84,9 @@ def test_a_line_that_leaves_the_travel_is_refused_before_anything_moves(flight):
     assert stage.simulator.pose_um() == before
 
 
-@pytest.mark.parametrize("broken", [{"blur_um": 0.1}, {"noise_pp_um": 0.5}, {"frame_time_s": 0.02}])
+@pytest.mark.parametrize(
+    "broken", [{"blur_um": 0.1}, {"noise_pp_um": 0.5}, {"frame_time_s": 0.02}, {"shutter": "rolling"}]
+)
 def test_a_line_that_would_smear_or_lose_pulses_is_refused_before_anything_moves(flight, broken):
     stage, by_wave, _ = flight
     before = stage.simulator.pose_um()

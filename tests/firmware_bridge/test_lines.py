@@ -43,10 +43,12 @@ def test_a_run_has_its_overscan_before_the_first_pulse_and_after_the_last_exposu
         ({"blur_um": math.nan}, "smear"),
         ({"noise_pp_um": math.nan}, "noise"),
         ({"frame_time_s": math.nan}, "camera"),
+        ({"shutter": "rolling"}, "a rolling shutter cannot fly"),
+        ({"shutter": "Global"}, "cannot fly"),
     ],
 )
 def test_a_line_that_would_smear_or_lose_pulses_is_refused_with_what_would_do(limits, says):
-    good = {"blur_um": 0.2, "noise_pp_um": 0.004, "frame_time_s": 0.02}
+    good = {"blur_um": 0.2, "noise_pp_um": 0.004, "frame_time_s": 0.02, "shutter": "global"}
     LINE.check(**good)
     with pytest.raises(OutOfRangeError, match=says):
         LINE.check(**{**good, **limits})
