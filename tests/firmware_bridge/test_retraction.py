@@ -303,17 +303,19 @@ def engaged(*, velocity_um_s: float = 1000.0, baud: int | None = None, **keyword
 
 
 def test_a_controller_that_was_silent_for_a_while_is_retracted_as_soon_as_it_listens_again():
-    with engaged(reply_timeout_s=0.1) as (simulator, stage, interlock):
+    with engaged() as (simulator, stage, interlock):
+        stage.controller.link._timeout_s = 0.1
         simulator.faults.inject("dead", times=None)
         with pytest.raises(LinkError):
             stage.position_um()
         assert not stage.ready, "but its servo never opened"
         interlock.overload("no answer")
         assert simulator.pose_um().z == pytest.approx(6.9, abs=0.02)
+        stage.controller.link._timeout_s = 1.0
         simulator.faults.clear()
-        assert interlock.wait_retracted(timeout_s=5.0)
+        assert interlock.wait_retracted(timeout_s=20.0)
         until(lambda: simulator.pose_um().z == pytest.approx(0.0, abs=0.01))
-        assert interlock.why == "no answer"
+        assert interlock.why.startswith("no answer")
 
 
 def test_a_stop_during_a_retraction_does_not_halt_it():
@@ -333,7 +335,7 @@ def test_an_overload_does_not_wait_for_whoever_waits_for_an_answer():
         if data.startswith(b"POS?"):
             asked.set()
 
-    with engaged(reply_timeout_s=1.0, trace=trace) as (simulator, stage, interlock):
+    with engaged(reply_timeout_s=3.0, trace=trace) as (simulator, stage, interlock):
         asked.clear()
         simulator.faults.inject("silent", only="POS?")
         asks = threading.Thread(target=lambda: _ignore(stage.position_um))
@@ -342,9 +344,9 @@ def test_an_overload_does_not_wait_for_whoever_waits_for_an_answer():
         interlock.overload("3 V")
         told_s = time.monotonic()
         until(lambda: simulator.pose_um().z < 6.8)
-        assert time.monotonic() - told_s < 0.5, "less than the answer is waited for"
-        asks.join(5)
-        assert interlock.wait_retracted(timeout_s=5.0)
+        assert time.monotonic() - told_s < 1.5, "less than the answer is waited for"
+        asks.join(20)
+        assert interlock.wait_retracted(timeout_s=20.0)
 
 
 def _ignore(question) -> None:
@@ -353,7 +355,7 @@ def _ignore(question) -> None:
 
 
 def test_a_dead_pzt_does_not_keep_the_focus_from_being_lifted():
-    with engaged(reply_timeout_s=1.0) as (simulator, stage, interlock):
+    with engaged(reply_timeout_s=3.0) as (simulator, stage, interlock):
         simulator.faults.inject("dead", times=None)
         lifted = threading.Event()
 
@@ -372,6 +374,6 @@ def test_a_dead_pzt_does_not_keep_the_focus_from_being_lifted():
             began_s = time.monotonic()
             other.overload("3 V")
             assert lifted.is_set()
-            assert time.monotonic() - began_s < 0.5
+            assert time.monotonic() - began_s < 1.5, "less than an answer is waited for"
             other.close()
         assert interlock.state is State.ARMED
