@@ -23,7 +23,7 @@ from edge.errors import BusyError, EdgeError, EngineError
 from edge.handover import Succession
 from edge.instrument import Instrument, open_instrument
 from edge.jobs import FRAME_TIMEOUT_S, Job, live_job, plan_scan, save_shot, scan_job
-from edge.observe import observe, observe_stage, warnings
+from edge.observe import observe, observe_stage, unwritable, warnings
 from edge.problems import Notice, Problems
 from edge.runner import Runner
 from edge.scan import ScanPlan
@@ -108,6 +108,7 @@ class Daemon:
         self._start_error = None
         self._stage_lost = False
         self._problems.put("stage", None)
+        self._problems.put("data", unwritable(self.data_dir))
         self._succession.settled()
         if self.instrument.making is not None:
             self.instrument.making.start()

@@ -20,7 +20,7 @@ from edge.errors import ConfigError, EdgeError
 from edge.instrument import Instrument
 from edge.meter import FlowMeter
 from edge.ometiff import enhanced_kind, enhanced_words, write_ome_tiff
-from edge.recorder import ScanRecorder
+from edge.recorder import ScanRecorder, check_room
 from edge.scan import ScanPlan, acquire, inscribed_square_um
 from edge.sinks import PreviewSink, Shot, SnapshotSink
 from edge.status import RunState, StatusBoard
@@ -152,7 +152,7 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
     Raises
     ------
     ConfigError
-        The instrument cannot scan, its stage is not armed, or the folder is in use.
+        The instrument cannot scan, its stage is not armed, or the folder is in use or its disk too full.
     """
     camera, stage, trigger, pixel_size_nm = (
         instrument.camera,
@@ -165,10 +165,14 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
     if instrument.motion is not None:
         instrument.motion.check_armed()
     sphere, manifest, output = instrument.config.sphere, instrument.engine.manifest, instrument.shown
+    side_px, counts = tile_side_px(plan, pixel_size_nm), instrument.counts
+    channels = next(spec.channels for spec in manifest.outputs if spec.name == output)
+    per_px = np.dtype(counts.result_dtype).itemsize * (1 + channels * manifest.scale**2)
+    check_room(folder, plan, side_px=side_px, bytes_per_px=per_px)
     recorder = ScanRecorder(
         folder,
         plan,
-        side_px=tile_side_px(plan, pixel_size_nm),
+        side_px=side_px,
         centre_px=sphere.centre_px,
         pixel_size_nm=pixel_size_nm,
         a_px_per_um=camera_from_stage(pixel_size_nm, sphere.camera_from_stage_px_per_um),
@@ -176,7 +180,7 @@ def scan_job(instrument: Instrument, board: StatusBoard, plan: ScanPlan, folder:
         words=enhanced_words(manifest, output),
         scale=manifest.scale,
         distortion=sphere.distortion if sphere.distortion is not None else camera.distortion,
-        picture=instrument.counts.picture,
+        picture=counts.picture,
         facts=instrument.facts(),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from edge.engine.choice import Candidate
 from edge.instrument import Instrument
 from edge.jobs import Job
 from edge.meter import rss_mb
-from edge.problems import Problems
+from edge.problems import Notice, Problems
+from edge.recorder import existing
 from edge.status import (
     AxisStatus,
     BuildStatus,
@@ -93,7 +95,7 @@ def observe(
         field_um=None if instrument is None or instrument.field is None else sphere.field_um,
         field_centre_px=sphere.centre_px,
         rss_mb=rss_mb(),
-        disk_free_mb=_disk_free_mb(data_dir),
+        disk_free_mb=shutil.disk_usage(existing(data_dir)).free / 2**20,
         uptime_s=(now_ns - begun_ns) / 1e9,
         box_utc=utc_now(),
         box_monotonic_ns=now_ns,
@@ -197,6 +199,14 @@ def _scan(job: Job) -> ScanStatus | None:
     )
 
 
-def _disk_free_mb(folder: Path) -> float | None:
-    existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
-    return None if existing is None else shutil.disk_usage(existing).free / 2**20
+def unwritable(folder: Path) -> Notice | None:
+    """What to put into the Health list where nothing can be written to ``folder``, or where it is to be made."""
+    try:
+        with tempfile.TemporaryFile(dir=existing(folder)):
+            return None
+    except OSError as exc:
+        what_to_do = (
+            f"{folder} cannot be written ({exc.strerror or exc}). Set [box] data_dir to a folder that this program may "
+            "write to, and start it again."
+        )
+        return Notice("Scans and snapshots cannot be saved", what_to_do, "warning")

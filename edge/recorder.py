@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,26 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"The folder {folder} cannot be used: {exc}. {_ANOTHER}") from exc
     if used:
         raise ConfigError(f"The folder {folder} is not empty, and nothing is overwritten. {_ANOTHER}")
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or what is there of the way to it."""
+    return next(place for place in (folder, *folder.parents, Path()) if os.path.exists(place))
+
+
+def check_room(folder: Path, plan: ScanPlan, *, side_px: int, bytes_per_px: float) -> None:
+    """Refuse (ConfigError) a scan whose tiles and mosaic do not fit on the folder's disk.
+
+    ``bytes_per_px`` is raw and enhanced together, per pixel of the camera.
+    """
+    lines_px, columns_px = (side_px * (1 + (count - 1) * (1 - plan.overlap)) for count in (plan.lines, plan.columns))
+    needed = bytes_per_px * (plan.tiles * side_px**2 + lines_px * columns_px)
+    free = shutil.disk_usage(existing(folder)).free
+    if needed > free:
+        raise ConfigError(
+            f"The {plan.tiles} tiles and their mosaic take {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free at "
+            f"{folder}. Free some space, or choose a smaller region or another disk. Nothing was moved."
+        )
 
 
 class ScanRecorder:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,23 @@ def test_a_tile_that_does_not_fit_the_frame_is_refused_before_anything_moves(mak
     daemon = make(sphere={"field_um": 8.0, "centre_px": [10, 10]})
     with pytest.raises(ConfigError, match="do not fit the camera's frame"):
         plan_scan(daemon.open(), region_um=(10, 10), overlap=0.1, settle_s=0)
+
+
+def test_a_scan_that_does_not_fit_on_the_disk_is_refused_before_anything_moves(
+    make: DaemonMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = make()
+    plan = plan_scan(daemon.open(), region_um=(12, 8), overlap=0.15, settle_s=0)
+    monkeypatch.setattr("edge.recorder.shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))
+    with pytest.raises(ConfigError, match=r"6 tiles .* take 0\.00 GB, and 0\.00 GB are free .* Nothing was moved"):
+        daemon.start_scan(plan, tmp_path / "scan")
+    assert not (tmp_path / "scan").exists()
+
+
+def test_a_data_folder_that_cannot_be_written_is_on_the_page_from_the_start(make: DaemonMaker) -> None:
+    daemon = make(box={"data_dir": "/proc/1/x"})
+    daemon.open()
+    assert [problem.key for problem in daemon.board.status().problems] == ["data"]
 
 
 def test_a_region_out_of_all_bounds_is_a_config_error(make: DaemonMaker) -> None:

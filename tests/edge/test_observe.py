@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from edge.observe import QUIET_S, warnings
+from edge.observe import QUIET_S, unwritable, warnings
 from edge.status import FlowStatus, RunState, Status
 
 
@@ -40,3 +42,12 @@ def test_what_stands_out_is_said_with_its_figure_but_not_in_the_first_two_minute
 ) -> None:
     assert words in warnings(status(**changes))[key][0]
     assert warnings(status(**changes, uptime_s=QUIET_S - 1)) == {}
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning_with_its_key_and_trying_leaves_nothing(tmp_path: Path) -> None:
+    assert unwritable(tmp_path / "to" / "be" / "made") is None
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    notice = unwritable(tmp_path / "file" / "scans")
+    assert notice is not None
+    assert (notice.severity, "[box] data_dir" in notice.what_to_do) == ("warning", True)
