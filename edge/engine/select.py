@@ -273,6 +273,7 @@ class _Attempt:
         said = "; ".join(troubles) or None
         told = {"note": said and f"the plan built before is used: {said}"} if passed else {"problem": said}
         found = figures._asdict() if figures else {}
+        found.pop("timed", None)
         return Candidate(precision=precision, key=key, plan_sha256=sha256 if found else None, **found, **told)
 
     def telling(self, precision: Precision, phase: str) -> Callable[[], None]:
