@@ -29,11 +29,12 @@ PZT = f"/dev/superlens/pzt-{SERIAL_NUMBER}"
 # Pins 33 and 29 of the header, and which lines of its chip they are.
 BOARD, TRIGGER, TRIGGER_LINE, EXPOSURE, EXPOSURE_LINE = "jetson-orin-nano", "33", "43", "29", "105"
 
-# QEMU's FTDI chip has FTDI's numbers; an E-517's has PI's.
-FTDI = {"1a72": "0403"}
+# An E-517's FTDI chip has PI's number, QEMU's has FTDI's: the one thing in the rules that the machine changes.
+PI, FTDI = "1a72", "0403"
 
-# A start takes minutes where every instruction is emulated, and nobody wants to wait a minute for the watchdog.
-SLOW_MACHINE = "[Service]\nTimeoutStartSec=600\nTimeoutStopSec=600\nWatchdogSec=30\n"
+# A start may take minutes where every instruction is emulated. The watchdog's minute is the one that is shipped: the
+# program does not beat while it opens the instrument, which took half of it here on a busy host.
+SLOW_MACHINE = "[Service]\nTimeoutStartSec=600\nTimeoutStopSec=600\n"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def installed(machine: Machine) -> Machine:
     """With the files of the box in their places: the commands of docs/bring-up.md, as they stand there."""
     text = (ROOT / "docs/bring-up.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if re.match(r"sudo .*\bsystemd/\S", line)]
-    assert len(lines) == 4, lines
+    assert all(any(file.name in line for line in lines) for file in (ROOT / "systemd").iterdir()), lines
     machine.check("modprobe", "-a", "ftdi_sio", "gpio-sim")
     machine.check(*GUEST, "chip", "tegra234-gpio", "164")
     for line in lines:
@@ -68,8 +69,7 @@ def installed(machine: Machine) -> Machine:
 @pytest.fixture(scope="module")
 def plugged(installed: Machine) -> Machine:
     """With the serial port plugged in, and a rule for QEMU's chip."""
-    old, new = next(iter(FTDI.items()))
-    change = f"sed s/{old}/{new}/ {CHECKOUT}/systemd/70-superlens.rules > /etc/udev/rules.d/71-ftdi.rules"
+    change = f"sed s/{PI}/{FTDI}/ {CHECKOUT}/systemd/70-superlens.rules > /etc/udev/rules.d/71-ftdi.rules"
     installed.check("sh", "-euc", f"{change}; udevadm control --reload")
     installed.plug()
     installed.check("udevadm", "wait", "--timeout=200", PZT)
@@ -192,7 +192,7 @@ def shown(machine: Machine, *names: str) -> dict[str, str]:
 
 def test_the_service_is_up_as_its_own_user_outlives_a_hang_and_ends_cleanly(installed: Machine) -> None:
     drop_in = "/etc/systemd/system/superlens.service.d"
-    installed.check("sh", "-euc", f"mkdir {drop_in}; printf '{SLOW_MACHINE!s}' > {drop_in}/slow.conf")
+    installed.check("sh", "-euc", f"mkdir {drop_in}; printf '{SLOW_MACHINE}' > {drop_in}/slow.conf")
     installed.check("systemctl", "daemon-reload")
     with installed.running("journalctl", "--unit=superlens", "--follow", "--output=cat") as journal:
         installed.check("systemctl", "enable", "--now", "superlens")

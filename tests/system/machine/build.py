@@ -9,6 +9,7 @@ whenever the machine is switched on.
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import os
 import platform
@@ -120,8 +121,11 @@ KERNEL_ONLY, FOR_MODULES = "irq_to_desc(irqnum)", "irq_data_to_desc(irq_get_irq_
 
 def missing() -> str | None:
     """Why the machine cannot be built here, or None."""
-    if platform.machine() != "x86_64":
-        return f"the test's machine is x86_64, this one {platform.machine()}"
+    here = platform.machine(), ".".join(platform.python_version_tuple()[:2])
+    if here != ("x86_64", PYTHON):
+        return (
+            f"the test's machine is x86_64 with Python {PYTHON} and this one's packages; this one is {' '.join(here)}"
+        )
     lacking = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
     if lacking:
         return f"not installed: {' '.join(lacking)}; `sh .ci/system-packages` installs them as root"
@@ -170,7 +174,8 @@ def _build(work: Path, made: Path) -> None:
     (work / "fetch").chmod(0o755)
     variant = ("--quiet", "--mode=root", "--variant=apt", "--components=main", f"--include={PACKAGES}")
     hooks = (f"--essential-hook=sync-in {work}/first /", f"--customize-hook={work}/fetch")
-    run("mmdebstrap", *variant, '--aptopt=APT::Install-Recommends "false"', *hooks, SUITE, root)
+    settings = ('--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Retries "3"')
+    run("mmdebstrap", *variant, *settings, *hooks, SUITE, root)
     _write(root, THEN)
     for name, target in LINKS.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +206,9 @@ def pack_checkout(image: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         checkout = Path(name)
         for part in ("edge", "firmware_bridge", "models", "export", "systemd", "tests/system/machine"):
-            shutil.copytree(ROOT / part, checkout / part)
+            shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+        # The disk is read-only, and the machine would compile everything at each start of a program.
+        compileall.compile_dir(checkout, quiet=1, stripdir=checkout, prependdir="/opt/superlens")
         (checkout / ".venv").mkdir()
         run("chmod", "-R", "a+rX", checkout)
         _pack(checkout, image, megabytes=256)

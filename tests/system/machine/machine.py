@@ -34,8 +34,6 @@ KERNEL = (
 
 def missing() -> str | None:
     """Why the machine cannot be switched on here, or None."""
-    if f"{sys.version_info[0]}.{sys.version_info[1]}" != build.PYTHON:
-        return f"the machine has Python {build.PYTHON}, and the packages it is shown here are another's"
     why = build.missing()
     return why if why or build.folder().is_dir() else "the machine is not built: `make machine`"
 
@@ -158,7 +156,7 @@ class Machine:
             self._order("qmp_capabilities")
             hello.line(timeout_s=BOOT_S)
         except BaseException:
-            self.close()
+            sys.stderr.write(f"{self.close()}{self.console()}\n")
             raise
 
     def run(self, *words: str | Path, user: str | None = None) -> Done:
@@ -205,14 +203,15 @@ class Machine:
         with self._lock:
             self._agent.sendall(json.dumps(what).encode() + b"\n")
 
-    def close(self) -> None:
-        """Switch it off."""
+    def close(self) -> str:
+        """Switch it off; what QEMU had to say."""
         self._qemu.kill()
-        self._qemu.communicate()
+        said = self._qemu.communicate()[1].decode(errors="replace")
         self._listener.join()
         self._agent.close()
         self._monitor.close()
         self._orders.close()
+        return said
 
     def _order(self, command: str, **arguments: Any) -> None:
         self._monitor.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
