@@ -97,8 +97,9 @@ class Daemon:
             return self.instrument
         self._close_instrument()
         try:
-            self.instrument = open_instrument(self.config, progress=self._note_build, cancelled=self._quit)
-            self._arm(self.instrument, stops)  # last: nothing moves before all is there
+            with self._beating_meanwhile():
+                self.instrument = open_instrument(self.config, progress=self._note_build, cancelled=self._quit)
+                self._arm(self.instrument, stops)  # last: nothing moves before all is there
         except (EdgeError, FirmwareError) as exc:
             self._close_instrument()
             self._start_error = str(exc)
@@ -125,6 +126,23 @@ class Daemon:
         )
         self.beat()
         return self.instrument
+
+    @contextmanager
+    def _beating_meanwhile(self) -> Iterator[None]:
+        """Keep the board fresh while this thread, which may be the one that beats, is busy."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(HEARTBEAT_S):
+                self.beat()
+
+        thread = threading.Thread(target=beat, name="opening", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(FRAME_TIMEOUT_S)
 
     def _arm(self, instrument: Instrument, stops: int) -> None:
         """Let the stage move, as :meth:`edge.motion.Motion.arm` may, unless STOP comes between."""

@@ -397,6 +397,22 @@ def test_a_scan_keeps_the_output_it_began_with(make: DaemonMaker, lens_bundle: P
     assert json.loads((recorder.folder / "scan.json").read_text())["facts"]["output"] == "colour"
 
 
+def test_the_board_stays_fresh_while_the_instrument_is_being_opened(
+    make: DaemonMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = make()
+
+    def slow(*args: object, **kwargs: object) -> None:
+        for _ in range(3):
+            before = daemon.board.wait_status(-1, timeout_s=0.0)[0]
+            assert daemon.board.wait_status(before, timeout_s=30.0)[0] > before
+        raise ConfigError("opened for long enough")
+
+    monkeypatch.setattr("edge.daemon.open_instrument", slow)
+    with pytest.raises(ConfigError, match="long enough"):
+        daemon.open()
+
+
 def test_an_instrument_that_does_not_open_is_on_the_board_with_the_reason(make: DaemonMaker) -> None:
     daemon = make(focus={"driver": "esp301", "port": "/dev/absent-focus", "axis": "1"})
     with pytest.raises(LinkError):
