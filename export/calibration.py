@@ -165,6 +165,13 @@ def _images(folder: Path, manifest: Manifest, bit_depth: int | None) -> Pictures
     for file in _spread(files, 2 * MOST_PICTURES):
         _check_channels(file)
         read = read_micrograph(file, bit_depth=bit_depth)
+        if read.kind not in (None, "raw"):
+            raise CalibrationError(
+                f"{file} is {read.kind}, not raw data, and the network is given raw frames; put these into a folder of"
+                " their own"
+            )
+        if read.pages > 1:
+            raise CalibrationError(f"{file} is a stack of {read.pages} pictures; save each frame as a file of its own")
         _check_shape(file, read.image.shape, manifest)
         _check_pixel(file, read.pixel_size_nm, manifest)
         samples.append(Sample(read.image, {}))

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +35,16 @@ class Micrograph(NamedTuple):
     """Counts / full scale (height, width), 0 to 1, and the size of a pixel where the file says a plausible one.
 
     `storage_bits` are those of a count in the file, None of floats; `bit_depth` those that it uses, None where neither
-    the file nor anybody else said so, and full scale is the largest that can be stored.
+    the file nor anybody else said so, and full scale is the largest that can be stored. `kind` is "raw" or "enhanced"
+    in a file of a superlens box; `pages` are the pictures in the file, of which this is the first.
     """
 
     image: Image
     pixel_size_nm: float | None
     storage_bits: int | None = None
     bit_depth: int | None = None
+    kind: str | None = None
+    pages: int = 1
 
 
 class Box(NamedTuple):
@@ -56,6 +60,7 @@ class _File(NamedTuple):
     pixels: NDArray[Any]
     pixel_size_nm: float | None
     facts: Mapping[str, Any] = {}  # what a superlens box says about it
+    pages: int = 1
 
 
 def read_micrograph(
@@ -92,7 +97,8 @@ def read_micrograph(
     if bit_depth is None and isinstance(file.facts.get("bit_depth"), int):
         bit_depth = file.facts["bit_depth"]
     image = _intensity(file.pixels, path, bit_depth)
-    return Micrograph(image, None if size_nm is None else float(size_nm), bits, bit_depth)
+    size_nm = None if size_nm is None else float(size_nm)
+    return Micrograph(image, size_nm, bits, bit_depth, file.facts.get("kind"), file.pages)
 
 
 def burned_in(image: Image) -> list[Box]:
@@ -193,27 +199,33 @@ def _read_tiff(path: Path) -> _File:
 
     try:
         with tifffile.TiffFile(path) as file:
-            page = file.pages.first
-            pixels = np.asarray(page.asarray())
-            if file.ome_metadata is not None:
-                return _File(pixels, _ome_pixel_nm(file.ome_metadata, path), _facts(file.ome_metadata))
-            vendor_nm = _vendor_pixel_nm(file, path)
-            if vendor_nm is not None:
-                return _File(pixels, vendor_nm)
-            x, y = page.tags.get("XResolution"), page.tags.get("YResolution")
-            unit = page.tags.get("ResolutionUnit")
-            name = {2: "inch", 3: "cm"}.get(int(unit.value)) if unit is not None else None
-            if file.imagej_metadata is not None:
-                # ImageJ writes the unit's name in its own record, the micro sign sometimes escaped.
-                name = str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ")
-            if x is None or y is None or name not in _UNIT_NM or not x.value[0] or not y.value[0]:
-                return _File(pixels, None)
-            x_nm, y_nm = (_UNIT_NM[name] * tag.value[1] / tag.value[0] for tag in (x, y))
-            return _File(pixels, _square(x_nm, y_nm, path))
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError) as exc:
+            pixels = np.asarray(file.pages.first.asarray())
+            series = file.series[0]  # others are labels and thumbnails
+            pages = math.prod(side for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YXS")
+            xml = file.ome_metadata
+            return _File(pixels, _tiff_pixel_nm(file, path), {} if xml is None else _facts(xml), pages)
+    except (tifffile.TiffFileError, OSError, ValueError, TypeError, LookupError, zlib.error) as exc:  # damaged files
         if isinstance(exc, SpecimenError):
             raise
         raise SpecimenError(f"{path} cannot be read as a TIFF ({exc}); give an image file") from exc
+
+
+def _tiff_pixel_nm(file: Any, path: Path) -> float | None:
+    if file.ome_metadata is not None:
+        return _ome_pixel_nm(file.ome_metadata, path)
+    vendor_nm = _vendor_pixel_nm(file, path)
+    if vendor_nm is not None:
+        return vendor_nm
+    tags = file.pages.first.tags
+    x, y, unit = (tags.get(name) for name in ("XResolution", "YResolution", "ResolutionUnit"))
+    name = {2: "inch", 3: "cm"}.get(int(unit.value)) if unit is not None else None
+    if file.imagej_metadata is not None:
+        # ImageJ writes the unit's name in its own record, the micro sign sometimes escaped.
+        name = str(file.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ")
+    if x is None or y is None or name not in _UNIT_NM or not x.value[0] or not y.value[0]:
+        return None
+    x_nm, y_nm = (_UNIT_NM[name] * tag.value[1] / tag.value[0] for tag in (x, y))
+    return _square(x_nm, y_nm, path)
 
 
 def _vendor_pixel_nm(file: Any, path: Path) -> float | None:

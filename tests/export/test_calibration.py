@@ -180,6 +180,25 @@ def test_snapshots_of_the_box_bring_their_bit_depth_along(tmp_path: Path, manife
     assert load(str(folder), manifest, RECIPE).tuning[0].image.max() == 1
 
 
+def test_what_the_box_enhanced_and_stacks_are_no_frames(tmp_path: Path, manifest: Manifest) -> None:
+    for folder in ("snapshots", "stacks"):
+        (tmp_path / folder).mkdir()
+    for kind in ("raw", "enhanced"):
+        write_ome_tiff(
+            tmp_path / "snapshots" / f"a_{kind}.ome.tif",
+            grey(),
+            channels=(kind,),
+            pixel_size_nm=PIXEL_SIZE_NM,
+            facts={"kind": kind, "bit_depth": 8},
+        )
+    with pytest.raises(CalibrationError, match=r"a_enhanced\.ome\.tif is enhanced, not raw data"):
+        load(str(tmp_path / "snapshots"), manifest, RECIPE)
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / "stacks" / name, np.stack([grey()] * 5), photometric="minisblack")
+    with pytest.raises(CalibrationError, match=r"a\.tif is a stack of 5 pictures"):
+        load(str(tmp_path / "stacks"), manifest, RECIPE)
+
+
 def test_a_bit_depth_of_pictures_without_counts_is_refused(manifest: Manifest) -> None:
     with pytest.raises(CalibrationError, match=r"a bit depth of 12 says nothing of synthetic:calibration"):
         load(SYNTHETIC, manifest, RECIPE, bit_depth=12)

@@ -1,6 +1,7 @@
 """Microscopes' files: the makers' pixel sizes, and what their software wrote over the picture."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,44 @@ def test_a_file_of_the_box_says_its_bit_depth(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.image, RAMP.astype(np.float32) * 16 / 4095, rtol=1e-6)
     assert (found.bit_depth, found.pixel_size_nm) == (12, pytest.approx(48.1))
     assert read_micrograph(path, bit_depth=16).image.max() < 0.07, "whoever gives it knows better"
+
+
+def test_a_file_of_the_box_says_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot.ome.tif"
+    write_ome_tiff(path, RAMP, channels=("enhanced",), pixel_size_nm=None, facts={"kind": "enhanced"})
+    assert read_micrograph(path)[-2:] == ("enhanced", 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "pages"),
+    [
+        ((32, 40), {}, 1),
+        ((32, 40, 3), {"photometric": "rgb"}, 1),
+        ((5, 32, 40), {"photometric": "minisblack"}, 5),
+        ((5, 32, 40), {"imagej": True, "photometric": "minisblack"}, 5),
+        ((2, 32, 40), {"ome": True, "photometric": "minisblack", "metadata": {"axes": "CYX"}}, 2),
+    ],
+)
+def test_the_pictures_of_a_tiff_are_counted(
+    tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any], pages: int
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(shape, np.uint8), **options)
+    assert read_micrograph(tmp_path / "a.tif").pages == pages
+
+
+def test_a_thumbnail_is_no_page(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(RAMP)
+        file.write(RAMP[::2, ::2])
+    assert read_micrograph(tmp_path / "a.tif").pages == 1
+
+
+def test_a_tiff_that_ends_early_is_an_error_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8), compression="zlib")
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(SpecimenError, match="cannot be read as a TIFF"):
+        read_micrograph(path)
 
 
 @pytest.mark.parametrize("words", ["{no JSON}", "[12]", '"12"', '{"bit_depth": "twelve"}', "a grating"])
