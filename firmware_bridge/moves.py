@@ -115,6 +115,7 @@ class Mover:
         self._lock = threading.Lock()
         self.stops = Stops("the move was stopped; the stage holds where it came to rest", code=gcs.STOPPED)
         self._unread_stop: object = None  # the stop whose error 10 nobody has read yet
+        self._under_way: object = None  # the last stop before the motion that is, unless it is a retraction
 
     @contextmanager
     def alone(self, *, wait_s: float = 0.0) -> Iterator[None]:
@@ -219,7 +220,7 @@ class Mover:
         ways_um = [abs(wanted - held) for _, wanted, held in axes if held is not None]
         slew_s = max(ways_um) / self.slew_um_s if ways_um else None
         self._read_stop()
-        with self.stopping_on_errors(last_stop):
+        with self.stopping_on_errors(last_stop, retracts=only != slice(None)):
             self._begin(gcs.set_line("MOV", command_um), last_stop)
             measured_um = self._settle(target_um, last_stop, timeout_s, slew_s, only)
         self._rested_um, self._held_um = measured_um, target_um
@@ -264,11 +265,12 @@ class Mover:
         self.began_s = (sent_s, self._clock())
 
     @contextmanager
-    def stopping_on_errors(self, last_stop: object) -> Iterator[None]:
+    def stopping_on_errors(self, last_stop: object, *, retracts: bool = False) -> Iterator[None]:
         """Whatever goes wrong after a motion was commanded, the stage is stopped before the caller hears of it.
 
         Also a Ctrl-C. Where somebody else stopped it meanwhile, it is not stopped again.
         """
+        self._under_way = None if retracts else last_stop
         try:
             yield
         except RefusedError as exc:
@@ -285,6 +287,21 @@ class Mover:
             except LinkError as exc:
                 log.error("the stage could not be stopped, and may be moving: %s", exc)
             raise
+        finally:
+            self._under_way = None
+
+    def end(self) -> None:
+        """Stop the motion that is under way, and hear that it was; not a retraction, which may go on."""
+        last_stop = self._under_way
+        if last_stop is None:
+            return
+        try:
+            self._stop_own(last_stop)
+            self.stops.new()  # so that who waits for the motion hears of it
+        except StoppedError as exc:
+            log.info("%s", exc)
+        except LinkError as exc:
+            log.error("the stage could not be stopped as it is closed, and may be moving: %s", exc)
 
     def _settle(
         self,

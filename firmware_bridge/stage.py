@@ -395,7 +395,8 @@ class PztStage:
             log.info("connected again at %s; the servo is to be closed knowingly", self.position_um())
 
     def close(self) -> None:
-        """Close the link, and stop the simulator behind it. Does not move. Idempotent."""
+        """Stop the motion that is under way, but no retraction, and close the link and a simulator. Idempotent."""
+        self._mover.end()
         self.controller.close()
 
     def __enter__(self) -> PztStage:

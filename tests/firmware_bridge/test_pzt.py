@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 
@@ -9,6 +10,7 @@ import pytest
 
 from firmware_bridge import gcs
 from firmware_bridge.errors import (
+    FirmwareError,
     LinkError,
     LinkTimeoutError,
     OutOfRangeError,
@@ -17,7 +19,7 @@ from firmware_bridge.errors import (
     StoppedError,
 )
 from firmware_bridge.pzt import Box, PositionUm, open_stage
-from firmware_bridge.simulator import Simulator, serve_tcp
+from firmware_bridge.simulator import Simulator, serve_pty, serve_tcp
 from tests.sphere import SETTLED_WITHIN_UM
 from tests.waiting import until
 
@@ -105,6 +107,47 @@ def test_parking_in_the_middle_of_a_fast_move_retracts_z_whatever_x_does_as_it_b
         assert len(ends) == 1
         assert stage.target_um().z == 0
         assert stage.rest_um() == pytest.approx(stage.target_um(), abs=SETTLED_WITHIN_UM)
+
+
+@pytest.mark.parametrize(
+    "serve", [serve_pty, lambda simulator: serve_tcp(simulator, "127.0.0.1", 0)], ids=["pty", "tcp"]
+)
+def test_a_stage_that_is_closed_in_a_move_stands_still(serve):
+    simulator, ends = Simulator("e727"), []
+    with serve(simulator) as server:
+        stage = open_stage(server.address, enable_servo=True, velocity_um_s=5)
+
+        def move():
+            try:
+                stage.move_to(PositionUm(100, 50, 5), timeout_s=30)
+            except FirmwareError as exc:
+                ends.append(exc)
+
+        thread = threading.Thread(target=move)
+        thread.start()
+        until(lambda: simulator.pose_um().x > 50.1)
+        stage.close()
+        thread.join(10)
+        assert simulator.feed(b"\x05") == b"0\n", "nothing moves"
+        assert simulator.pose_um().x < 99
+        assert len(ends) == 1
+
+
+def test_closing_does_not_keep_a_stage_from_retracting():
+    simulator = Simulator("e727")
+    with serve_pty(simulator) as server:
+        stage = open_stage(server.address, enable_servo=True, velocity_um_s=5)
+
+        def park():
+            with contextlib.suppress(FirmwareError):  # the link is closed under it
+                stage.park()
+
+        thread = threading.Thread(target=park)
+        thread.start()
+        until(lambda: simulator.pose_um().z < 4.9)
+        stage.close()
+        thread.join(10)
+        until(lambda: simulator.pose_um().z == pytest.approx(0, abs=SETTLED_WITHIN_UM))
 
 
 def test_only_one_move_at_a_time(stage):
