@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from edge.engine import check_pixel_size, find_bundle, manifest_of
 from edge.engine.builder import BuildJob, Progress
 from edge.engine.choice import Choice
 from edge.engine.prepare import Counts, raw_words
-from edge.engine.tiling import TILE_PX, check_tiles, load_tiled
+from edge.engine.tiling import load_for_camera
 from edge.errors import ConfigError
 from edge.frames import FramePool
 from edge.making import Made, Making, next_frames, open_engine
@@ -31,8 +30,6 @@ from edge.sinks import field_disc
 from export.manifest import Bundle, Manifest
 from firmware_bridge.pzt import PositionUm, PztStage
 from firmware_bridge.trigger import SimulatedTriggerLine, open_trigger
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -186,13 +183,12 @@ def open_instrument(
                 cancelled=cancelled,
             )
         else:
-            engine = load_tiled(
+            engine = load_for_camera(
                 bundle,
                 Counts.of(camera),
                 backend=config.engine.backend,
                 precision=config.engine.precision,
                 hint=config.engine.hint,
-                tile_px=_tile_px(config, bundle, camera),
             )
         closing_engine.callback(engine.close)
         trigger = _open_trigger(config, stage)
@@ -232,18 +228,6 @@ def _output(manifest: Manifest, name: str) -> str:
         names = ", ".join(manifest.output_names)
         raise ConfigError(f"{manifest.name} has no output {name!r}. Choose one of: {names}.")
     return name
-
-
-def _tile_px(config: Config, bundle: Bundle, camera: Camera) -> int:
-    """The side above which frames are cut into tiles; a model that cannot be tiled gets them whole."""
-    if max(camera.shape) <= TILE_PX:
-        return TILE_PX
-    try:
-        check_tiles(bundle, config.engine.precision, backend=config.engine.backend, tile_px=TILE_PX)
-    except ConfigError as exc:
-        log.info("frames of %s px go through the model whole: %s", " x ".join(map(str, camera.shape)), exc)
-        return max(camera.shape)
-    return TILE_PX
 
 
 def _open_trigger(config: Config, stage: PztStage | None) -> Trigger | None:

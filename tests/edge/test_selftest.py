@@ -91,6 +91,31 @@ def test_on_a_pc_all_that_is_there_passes_and_the_rest_is_not_present(document: 
 
 
 @pytest.mark.usefixtures("no_gpu")
+def test_large_frames_are_tried_as_the_box_runs_them_in_tiles_and_their_copies_are_allowed(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.engine.tiling.TILE_PX", 64)
+    report = run(document, camera={"shape_px": (96, 200)}, engine={"model": "srcnn"}, sphere={"field_um": None})
+    for name in ("engine", "accuracy", "copies"):
+        assert outcomes(report)[name] == "passed", words(report, name)
+    assert words(report, "copies").startswith("2 host copies per frame from ")
+    assert words(report, "copies").endswith("at most 3 is allowed, 2 of them into tiles and out")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_whoever_waits_for_a_slow_engine_is_told_how_far_it_is(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selftest, "_SILENCE_S", 0.0)
+    monkeypatch.setattr("edge.engine.measure.BUDGET_S", 0.0)
+    told: list[str] = []
+    nowhere = System(Path("/nonexistent"), Path("/nonexistent"))
+    report = self_test(Config.model_validate(document), packages=[NUMPY], system=nowhere, progress=told.append)
+    assert told[told.index("accuracy") :][:3] == ["accuracy", "accuracy: 0 frames so far", "accuracy: 1 frames so far"]
+    assert words(report, "latency").endswith("it is so slow that only 5 were timed")
+
+
+@pytest.mark.usefixtures("no_gpu")
 def test_an_engine_that_computes_something_else_fails_the_gate(document: dict[str, Any], tmp_path: Path) -> None:
     bundle = make_precisions(tmp_path / "two", {"int8": 0.8})
     report = run(document, engine={"model": str(bundle), "precision": "int8"})

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from onnx import helper
 from scipy import ndimage
 
-from edge import instrument
 from edge.config import Config
 from edge.daemon import Daemon
 from edge.devices import Engine
@@ -242,7 +241,7 @@ def test_a_gpu_cannot_change_dark_and_flat_between_tiles() -> None:
 def test_a_live_view_of_large_frames_is_tiled_where_the_model_can_be(
     model: str, copies: int, small_specimen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instrument, "TILE_PX", 128)
+    monkeypatch.setattr("edge.engine.tiling.TILE_PX", 128)
     config = Config.model_validate(
         {
             "camera": {"shape_px": (256, 512), "fps": 200},
