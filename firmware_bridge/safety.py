@@ -267,9 +267,11 @@ class Interlock:
         if was in (State.APPROACHING, State.ENGAGED):
             self._fault(f"near the sphere, {why}")
         elif was is State.ARMED:
-            log.warning("disarmed: %s", why)
-            if not lifted:
-                self._retraction.begin(self._failed)
+            try:
+                if not lifted:
+                    self._retraction.begin(self._failed)
+            finally:
+                log.warning("disarmed: %s", why)
 
     def disarm(self, why: str) -> None:
         """From ARMED to DISARMED, knowingly: nothing is retracted, because nothing has gone wrong.
@@ -426,8 +428,10 @@ class Interlock:
                 return
             way = self._retraction.due()  # before anybody sees the fault, and waits for it
             self._state, self._why, self._crept_um = State.FAULT, why, 0.0
-        log.error("FAULT: %s; stopping and retracting", why)
-        self._retraction.begin(self._failed, way)
+        try:
+            self._retraction.begin(self._failed, way)
+        finally:  # the bytes first: a log may be slow
+            log.error("FAULT: %s; stopping and retracting", why)
 
     def _failed(self, what: str) -> None:
         with self._lock:

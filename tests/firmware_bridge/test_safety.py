@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firmware_bridge import safety
 from firmware_bridge.errors import FirmwareError, LinkError, OutOfRangeError, RefusedError
 from firmware_bridge.position import Box, PositionUm
 from firmware_bridge.safety import Interlock, Rules, State
@@ -477,6 +478,16 @@ def test_an_overload_stops_and_retracts_in_the_order_of_the_mount_from_every_sta
     assert bench.parts.done == order
     interlock.overload("3 V")
     assert bench.parts.done == order, "a fault that is latched retracts once"
+
+
+@pytest.mark.parametrize("goes_wrong", [lambda one: one.overload("3 V"), lambda one: one.lost("the servo is off")])
+def test_the_bytes_of_a_retraction_do_not_wait_for_the_log(goes_wrong, monkeypatch):
+    bench = Bench("cantilever")
+    interlock, done_at_the_log = bench.to(State.ARMED), []
+    for level in ("error", "warning"):
+        monkeypatch.setattr(safety.log, level, lambda *_: done_at_the_log.append(list(bench.parts.done)))
+    goes_wrong(interlock)
+    assert done_at_the_log == [["z", "focus"]]
 
 
 @pytest.mark.parametrize("mount", ["cantilever", "objective"])
