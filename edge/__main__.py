@@ -230,6 +230,8 @@ def scan(
             raise EdgeError(
                 f"The scan is not complete: {len(recorder.tiles)} of {plan.tiles} tiles are in {recorder.folder}."
             )
+        if json_path != "-":
+            click.echo(f"{recorder.mosaic_path}: {len(recorder.tiles)} of {plan.tiles} tiles")
 
 
 @main.command()
@@ -298,7 +300,7 @@ def doctor(*, selftest: bool, rebuild: bool, json_path: str | None, **options: A
 
         config = config_from(**options)
         if not selftest:
-            report = examine()
+            report = examine(config.box.folder)
             if json_path != "-":
                 print_report(report)
             print_json(json_path, report)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import platformdirs
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -71,6 +72,11 @@ class BoxConfig(_Section):
 
     name: Annotated[str, Field(min_length=1, max_length=40)] = "superlens"
     data_dir: Path | None = None  # snapshots and scans; None: the user's data folder
+
+    @property
+    def folder(self) -> Path:
+        """Where snapshots and the scans of the page go."""
+        return self.data_dir or Path(platformdirs.user_data_dir("superlens", appauthor=False))
 
 
 class CameraConfig(_Section):

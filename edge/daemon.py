@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
-
 from edge import pipeline
 from edge.config import Config
 from edge.devices import Engine
@@ -238,12 +236,14 @@ class Daemon:
 
         Raises
         ------
+        BusyError
+            Nothing is live.
         EdgeError
-            Nothing is live, no frame comes, or the disk refuses.
+            No frame comes, or the disk refuses.
         """
         instrument, job = self.instrument, self.job
         if instrument is None or job is None or not job.running:
-            raise EdgeError("Nothing is live, so there is nothing to save. Start the live view first.")
+            raise BusyError("Nothing is live, so there is nothing to save. Start the live view first.")
         shot = job.snapshot.take(timeout_s=SNAPSHOT_TIMEOUT_S)
         return save_shot(instrument, shot, self.data_dir / "snapshots")
 
@@ -270,7 +270,7 @@ class Daemon:
     @property
     def data_dir(self) -> Path:
         """Where snapshots and the scans of the page go."""
-        return self.config.box.data_dir or Path(platformdirs.user_data_dir("superlens", appauthor=False))
+        return self.config.box.folder
 
     @property
     def job(self) -> Job | None:

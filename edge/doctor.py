@@ -20,6 +20,7 @@ from edge import __version__
 from edge.config import Config
 from edge.engine import INSTALL, Backend, find_bundle
 from edge.errors import ConfigError
+from edge.recorder import existing
 
 _PACKAGES = (
     "numpy",
@@ -64,8 +65,8 @@ class Package(NamedTuple):
     computes: bool
 
 
-def examine() -> dict[str, Any]:
-    """Look, and open nothing: no port, no camera, no engine."""
+def examine(data_dir: Path) -> dict[str, Any]:
+    """Look, and open nothing: no port, no camera, no engine. ``data_dir`` is whose disk may be full."""
     return {
         "superlens": __version__,
         "python": sys.version.split()[0],
@@ -79,7 +80,7 @@ def examine() -> dict[str, Any]:
         "gpio_chips": sorted(str(path) for path in Path("/dev").glob("gpiochip*")),
         "video_devices": sorted(str(path) for path in Path("/dev").glob("video*")),
         "model": _default_model(),
-        "disk_free_mb": shutil.disk_usage(Path.home()).free // 2**20,
+        "disk_free_mb": {str(data_dir): shutil.disk_usage(existing(data_dir)).free // 2**20},
     }
 
 

@@ -41,4 +41,4 @@ class EngineError(EdgeError):
 
 
 class BusyError(EdgeError):
-    """The instrument already runs a job."""
+    """The instrument is not in the state for it: a job runs already, or none does."""

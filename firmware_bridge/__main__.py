@@ -59,7 +59,7 @@ def _open(**options: Any) -> PztStage:
     return open_stage(**options, trace=click.get_current_context().obj)
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="superlens")
 @click.option("-v", "--verbose", is_flag=True, help="Log every byte on the wire.")
 def main(verbose: bool) -> None:

@@ -297,7 +297,7 @@ def test_nothing_begins_beside_a_live_view_that_does_not_end(
 
 def test_a_snapshot_is_two_files_that_say_what_they_are(make: DaemonMaker) -> None:
     daemon = make()
-    with pytest.raises(EdgeError, match="Start the live view"):
+    with pytest.raises(BusyError, match="Start the live view"):
         daemon.snapshot()
     daemon.start_live()
     raw, enhanced = daemon.snapshot()

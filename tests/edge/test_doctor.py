@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,4 +59,4 @@ def test_the_compiler_of_the_kernels_has_a_version_or_is_missing(monkeypatch: py
 
 
 def test_the_doctor_lists_what_the_gpu_needs() -> None:
-    assert set(doctor.examine()["optional"]) >= ON_THE_GPU
+    assert set(doctor.examine(Path())["optional"]) >= ON_THE_GPU

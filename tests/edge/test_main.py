@@ -102,6 +102,8 @@ def test_scan_prints_its_figures_and_refuses_to_overwrite(
     assert tifffile.imread(figures["mosaic"]).shape[0] == 2
     again = superlens(*arguments)
     assert again.returncode == 2
+    in_words = superlens("scan", "--region-um", 8, 8, "--out", tmp_path / "small", "--model", identity_bundle)
+    assert in_words.stdout == f"{tmp_path}/small/mosaic.ome.tif: 1 of 1 tiles\n"
     assert "not empty" in again.stderr
 
 

@@ -290,3 +290,9 @@ def test_simulate_says_when_it_is_ready_and_ends_cleanly(wire, how):
     process.send_signal(how)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_help_is_there_by_both_of_its_names():
+    asked = [run(*words) for words in (("-h",), ("--help",), ("move", "-h"))]
+    assert [result.exit_code for result in asked] == [0, 0, 0]
+    assert asked[0].output == asked[1].output
