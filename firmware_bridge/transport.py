@@ -213,5 +213,5 @@ def _open_tcp(host: str, number: int) -> PortTransport:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setblocking(False)
     return PortTransport(
-        connection, name, ended="it closed the connection; it serves one client at a time, so close other programs"
+        connection, name, ended="it closed the connection; it may serve one client at a time: close other programs"
     )
