@@ -127,7 +127,7 @@ def plan_scan(instrument: Instrument, *, region_um: tuple[float, float], overlap
     side_px = tile_side_px(plan, instrument.pixel_size_nm)
     if side_px < LEAST_TILE_PX:
         raise ConfigError(
-            f"A tile of {plan.tile_um:g} um is {side_px} px at {instrument.pixel_size_nm:g} nm a pixel; a scan "
+            f"A tile of {plan.tile_um:g} µm is {side_px} px at {instrument.pixel_size_nm:g} nm a pixel; a scan "
             f"needs {LEAST_TILE_PX} px. Correct [sphere] field_um, or the pixel size. Nothing was moved."
         )
     try:

@@ -81,8 +81,8 @@ class ScanPlan(BaseModel):
         """
         if self.tiles > MAX_TILES:
             raise ConfigError(
-                f"The region {self.region_um[0]:g} x {self.region_um[1]:g} um makes {self.columns} x {self.lines} = "
-                f"{self.tiles} tiles of {self.tile_um:g} um; at most {MAX_TILES} go into one scan. Choose a smaller "
+                f"The region {self.region_um[0]:g} x {self.region_um[1]:g} µm makes {self.columns} x {self.lines} = "
+                f"{self.tiles} tiles of {self.tile_um:g} µm; at most {MAX_TILES} go into one scan. Choose a smaller "
                 "region or overlap, or correct [sphere] field_um. Nothing was moved."
             )
         low, high = limits_um.low, limits_um.high
@@ -91,10 +91,10 @@ class ScanPlan(BaseModel):
                 target_um = self._target_um(line, column)
                 if not limits_um.contains(target_um):
                     raise ConfigError(
-                        f"The region {self.region_um[0]:g} x {self.region_um[1]:g} um (x, y) around "
-                        f"x {self.centre_um.x:g}, y {self.centre_um.y:g} um needs the stage at x {target_um.x:.2f}, "
-                        f"y {target_um.y:.2f} um, outside its travel of x {low.x:g} to {high.x:g}, y {low.y:g} to "
-                        f"{high.y:g} um. Choose a smaller region. Nothing was moved."
+                        f"The region {self.region_um[0]:g} x {self.region_um[1]:g} µm (x, y) around "
+                        f"x {self.centre_um.x:g}, y {self.centre_um.y:g} µm needs the stage at x {target_um.x:.2f}, "
+                        f"y {target_um.y:.2f} µm, outside its travel of x {low.x:g} to {high.x:g}, y {low.y:g} to "
+                        f"{high.y:g} µm. Choose a smaller region. Nothing was moved."
                     )
 
     def _target_um(self, line: int, column: int) -> PositionUm:

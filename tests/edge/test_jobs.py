@@ -33,5 +33,5 @@ def test_a_scan_is_centred_on_the_travel_at_the_height_where_the_stage_stands() 
 
 
 def test_a_tile_of_a_few_pixels_is_refused_with_the_field_that_makes_it() -> None:
-    with pytest.raises(ConfigError, match=r"tile of 0\.5\d* um is 11 px at 50 nm .* needs 16 px\. Correct \[sphere\]"):
+    with pytest.raises(ConfigError, match=r"tile of 0\.5\d* µm is 11 px at 50 nm .* needs 16 px\. Correct \[sphere\]"):
         plan_scan(instrument(field_um=0.8), region_um=(30, 20), overlap=0.15, settle_s=0)

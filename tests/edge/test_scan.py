@@ -73,7 +73,7 @@ def test_a_plan_is_refused_exactly_where_one_of_its_tiles_is_out_of_reach(
 
 
 def test_a_plan_of_more_tiles_than_anybody_waits_for_is_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"tiles of 0\.001 um; at most 100000 .* Choose a smaller region"):
+    with pytest.raises(ConfigError, match=r"tiles of 0\.001 µm; at most 100000 .* Choose a smaller region"):
         plan(10, 10, tile_um=0.001).check(TRAVEL)
 
 

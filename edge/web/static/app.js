@@ -26,12 +26,13 @@ function show(next) {
   updatePanels();
   histogram.setBitDepth(status.camera?.bit_depth);
   const running = !["IDLE", "FAULT"].includes(status.state);
-  if ((($("run").dataset.job ?? "start") === "stop") !== running) {
+  const act = !running ? "Start live" : status.state === "LIVE" ? "End live" : "End scan"; // STOP is the red one's word
+  if ($("run-text").textContent !== act) {
     toggledAt = performance.now();
     $("run").dataset.job = running ? "stop" : "start";
-    put("run-text", running ? "Stop" : "Start live");
-    $("run").title = running ? "Stop" : "Start live";
-    $("run").setAttribute("aria-label", $("run").title);
+    put("run-text", act);
+    $("run").title = act;
+    $("run").setAttribute("aria-label", act);
     setIcon($("run"), running ? "halt" : "start");
   }
 }

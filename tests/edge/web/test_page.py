@@ -439,6 +439,22 @@ def test_start_and_snapshot_reach_the_box_and_answer_in_words(box: Any, rhythm: 
     wait_calls(page, box, ["snapshot", "start"])
 
 
+def test_the_button_over_the_image_names_its_act_and_stop_is_the_red_ones_word(
+    box: Any, rhythm: Any, open_page: OpenPage
+) -> None:
+    page = open_page()
+    for state, act in ((RunState.LIVE, "End live"), (RunState.SCANNING, "End scan"), (RunState.IDLE, "Start live")):
+        box.publish(state=state)
+        wait_until(page, f"document.getElementById('run').ariaLabel === '{act}'")
+        assert page.inner_text("#run-text") == act
+    assert page.get_by_role("button", name="stop").count() == 1
+    box.publish(state=RunState.LIVE)
+    wait_until(page, "document.getElementById('run').ariaLabel === 'End live'")
+    page.wait_for_timeout(600)  # a click within half a second would be a second one on what it was
+    page.click("#run")
+    wait_calls(page, box, ["stop"])
+
+
 def test_what_is_simulated_is_named_as_long_as_it_is(box: Any, rhythm: Any, open_page: OpenPage) -> None:
     page = open_page()
     assert page.inner_text("#sim") == "SIMULATED camera, stage"
