@@ -19,6 +19,7 @@ from edge.devices import Camera, Engine, Trigger
 from edge.engine import check_pixel_size, find_bundle, manifest_of
 from edge.engine.builder import BuildJob, Progress
 from edge.engine.choice import Choice
+from edge.engine.measure import check_int8
 from edge.engine.prepare import Counts, raw_words
 from edge.engine.tiling import load_for_camera
 from edge.errors import ConfigError
@@ -183,6 +184,8 @@ def open_instrument(
                 cancelled=cancelled,
             )
         else:
+            if config.engine.precision == "int8":
+                check_int8(bundle, Counts.of(camera), backend=config.engine.backend, hint=config.engine.hint)
             engine = load_for_camera(
                 bundle,
                 Counts.of(camera),

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.devices import Engine
+from edge.engine import Backend, Hint, load_for, manifest_of
+from edge.engine.choice import LEAST_PSNR_DB
 from edge.engine.prepare import Counts
+from edge.errors import ConfigError
 from edge.frames import LAYOUTS, pack
+from export.manifest import Bundle
 
 WARM_UP, REPEATS = 20, 100
 """Frames before the clock starts, and frames whose times count."""
@@ -21,6 +27,10 @@ _SAME_DB = 200.0  # two equal pictures: JSON has no infinity
 TEXTURES = 2
 """Frames that `textures` makes."""
 _SIDES_PX, _DARKEST, _BRIGHTEST = (2, 8, 32), 0.2, 0.8
+
+
+JUDGED_PX = 256
+"""Side of the largest frames that `check_int8` judges INT8 on."""
 
 
 class Figures(NamedTuple):
@@ -69,6 +79,40 @@ def measure(
     times = times_s(REPEATS, LEAST_REPEATS, BUDGET_S)
     median_s, p99_s = np.percentile(times, (50, 99))
     return Figures(float(median_s), float(p99_s), worst_db, len(times))
+
+
+def check_int8(bundle: Bundle, counts: Counts, *, backend: Backend, hint: Hint) -> None:
+    """Refuse the INT8 file for frames so small that it is far from FP32: it was judged on larger ones when it was made.
+
+    Nothing larger than `JUDGED_PX` a side is judged: `enhance-rt` is 32 dB from FP32 at 16 px, 38 at 32 px, and from 64
+    px on the 45 of 512 px.
+
+    Raises
+    ------
+    ConfigError
+        It is further from FP32 than `edge.engine.choice.LEAST_PSNR_DB`.
+    EngineError
+        It does not run.
+    """
+    step_px = manifest_of(bundle, "int8").side_multiple_px
+    sides_px = tuple(min(side, JUDGED_PX // step_px * step_px) for side in counts.shape_px)
+    small = replace(counts, shape_px=sides_px, dark=None, flat=None)
+    with (
+        closing(load_for(bundle, small, backend=backend, precision="int8", hint=hint)) as int8,
+        closing(load_for(bundle, small, backend=backend, precision="fp32", hint="f32")) as fp32,
+    ):
+        worst_db = min(
+            psnr_db(picture, expected[name], counts.full_scale)
+            for frame in textures(small)
+            for expected in [pictures_of(fp32, frame)]
+            for name, picture in pictures_of(int8, frame).items()
+        )
+    if worst_db < LEAST_PSNR_DB:
+        shape = " x ".join(map(str, counts.shape_px))
+        raise ConfigError(
+            f"{bundle.name} in int8 is {worst_db:.1f} dB from FP32 for frames of {shape} px, "
+            f'expected at least {LEAST_PSNR_DB:g}. Set [engine] precision = "fp32", or take larger frames.'
+        )
 
 
 def textures(counts: Counts) -> list[NDArray[Any]]:

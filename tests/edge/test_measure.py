@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.engine import load_engine
-from edge.engine.measure import LEAST_REPEATS, REPEATS, WARM_UP, measure, pictures_of
+from edge.config import Config
+from edge.engine import find_bundle, load_engine
+from edge.engine.measure import LEAST_REPEATS, REPEATS, WARM_UP, check_int8, measure, pictures_of
+from edge.engine.prepare import Counts
+from edge.errors import ConfigError
+from edge.instrument import open_instrument
 from export.manifest import load_bundle
+from tests.tensorrt.models import make_precisions
 
 
 def test_one_slow_frame_in_a_hundred_is_not_the_99th_percentile(identity_bundle: Path) -> None:
@@ -39,3 +44,23 @@ def test_a_slow_engine_is_timed_for_a_minute_and_not_for_a_hundred_frames(
     )
     assert (figures.median_s, figures.timed) == (pytest.approx(frame_s), timed)
     assert len(told) == 1 + warm_up + timed
+
+
+def test_int8_is_refused_for_frames_on_which_it_is_far_from_fp32() -> None:
+    """The gate of `superlens-export convert` judges 256 x 256 px, where it is 45 dB."""
+    bundle = find_bundle("enhance-rt")
+    for shape in ((129, 171), (4096, 64)):
+        check_int8(bundle, Counts(shape, "mono8", 8), backend="openvino", hint="f32")
+    with pytest.raises(ConfigError, match=r'int8 is 3\d\.\d dB from FP32 for frames of 16 x 23 px.*precision = "fp32"'):
+        check_int8(bundle, Counts((16, 23), "mono8", 8), backend="openvino", hint="f32")
+
+
+def test_the_box_does_not_start_on_an_int8_file_that_is_wrong(tmp_path: Path, small_specimen: Path) -> None:
+    bundle = make_precisions(tmp_path / "two", {"int8": 0.8})
+    config = {
+        "camera": {"shape_px": (64, 64)},
+        "engine": {"model": str(bundle), "precision": "int8"},
+        "specimen": {"path": str(small_specimen), "pixel_size_nm": 48.0},
+    }
+    with pytest.raises(ConfigError, match="gain in int8 is"):
+        open_instrument(Config.model_validate(config))
