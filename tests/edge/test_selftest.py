@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,32 @@ def test_plans_are_built_again_only_when_it_is_asked_for(
     report = self_test(config, packages=[NUMPY], rebuild=rebuild, system=nowhere)
     assert outcomes(report)["engine"] == "FAILED"
     assert [(options["again"], options["fallback"]) for options in asked] == [(rebuild, False)]
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_precision_that_is_to_be_tried_again_is_tried_before_the_rest(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did: list[str] = []
+
+    class Unfinished:
+        def start(self) -> None:
+            did.append("start")
+
+        def wait(self, timeout_s: float) -> bool:
+            return True
+
+        def made(self) -> Any:
+            raise EngineError("int8_fp16 is not built again")
+
+        def close(self) -> None:
+            did.append("close")
+
+    engine = SimpleNamespace(close=lambda: did.append("the one before"))
+    monkeypatch.setattr(selftest, "open_engine", lambda *_, **options: (engine, None, Unfinished()))
+    report = run(document, engine={"backend": "tensorrt"})
+    assert words(report, "engine") == "int8_fp16 is not built again"
+    assert did == ["the one before", "start", "close"]
 
 
 def test_there_is_nothing_to_rebuild_without_tensorrt() -> None:
