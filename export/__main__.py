@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from export.errors import ExportError, ParityError
-from export.files import write_atomically
+from export.files import try_folder, write_atomically
 from export.manifest import Form, Manifest, Precision, load_bundle
 from models.errors import ModelsError
 from models.evaluate import text_report
@@ -21,12 +23,37 @@ if TYPE_CHECKING:
     from export.calibration import Method
 
 _PRECISIONS: tuple[str, ...] = get_args(Precision)
-_json = click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON to FILE, - is the terminal.")
+
+
+def _writable(_: click.Context, __: click.Parameter, value: str | Path | None) -> str | Path | None:
+    """Refuse a file that cannot be written, before minutes are spent on what belongs there."""
+    if value is None or value == "-":
+        return value
+    path = Path(os.path.realpath(value))
+    if path.is_dir():
+        raise click.BadParameter(f"{value} is a folder, expected a file")
+    if path.is_file() or not path.exists():  # a device or a pipe is written to
+        try:
+            try_folder(path.parent)
+        except OSError as exc:
+            raise click.BadParameter(f"{value} cannot be written ({exc.strerror})") from exc
+    return value
+
+
+_json = click.option(
+    "--json",
+    "json_to",
+    metavar="FILE",
+    callback=_writable,
+    help="Write the result as JSON to FILE, - is the terminal.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Turn checkpoints into bundles that the superlens box runs."""
+    # Of a damaged file it tells more than once what stands in the one error of ours.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 class _ManyValues(click.Command):
@@ -159,7 +186,12 @@ def package(bundle: Path, out: Path) -> None:
 @click.option("--engine", default="onnxruntime", show_default=True, help="onnxruntime or openvino.")
 @click.option("--precision", type=click.Choice(_PRECISIONS), default="fp32", show_default=True, help="Which file.")
 @click.option("--write-card", is_flag=True, help="Put the figures into the bundle's model card.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write the whole report with pictures; takes minutes.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    callback=_writable,
+    help="Write the whole report with pictures; takes minutes.",
+)
 @_json
 def evaluate(
     bundle: Path,

@@ -163,8 +163,8 @@ def _images(folder: Path, manifest: Manifest, bit_depth: int | None) -> Pictures
         )
     samples, unsaid = [], []
     for file in _spread(files, 2 * MOST_PICTURES):
-        _check_channels(file)
         read = read_micrograph(file, bit_depth=bit_depth)
+        _check_channels(file)
         if read.kind not in (None, "raw"):
             raise CalibrationError(
                 f"{file} is {read.kind}, not raw data, and the network is given raw frames; put these into a folder of"

@@ -46,6 +46,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def try_folder(folder: Path) -> None:
+    """Raise the OSError that a new file in `folder` would meet, before minutes are spent on what belongs there."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 @contextmanager
 def room(out: Path) -> Iterator[Path]:
     """A folder beside `out` that is gone afterwards, to make a bundle in; a full disk is said in words.
@@ -53,10 +59,18 @@ def room(out: Path) -> Iterator[Path]:
     Raises
     ------
     ExportError
-        The disk is full, or a quota or the largest size of a file was reached.
+        Nothing can be written there; or the disk is full, or a quota or the largest size of a file was reached.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            try_folder(out if out.exists() else out.parent)
+        except OSError as exc:
+            if exc.errno in _FULL:
+                raise
+            raise ExportError(
+                f"{out} cannot be written ({exc.strerror}); give --out a folder that you may write to"
+            ) from exc
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
             yield Path(folder)
     except OSError as exc:

@@ -197,6 +197,7 @@ def _full_scale(pixels: NDArray[Any], path: Path, bit_depth: int | None) -> int:
 def _read_tiff(path: Path) -> _File:
     import tifffile  # here, because drawing specimens needs numpy only
 
+    damaged = (OSError, ValueError, TypeError, LookupError, ArithmeticError, zlib.error, tifffile.TiffFileError)
     try:
         with tifffile.TiffFile(path) as file:
             pixels = np.asarray(file.pages.first.asarray())
@@ -204,7 +205,7 @@ def _read_tiff(path: Path) -> _File:
             pages = math.prod(side for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YXS")
             xml = file.ome_metadata
             return _File(pixels, _tiff_pixel_nm(file, path), {} if xml is None else _facts(xml), pages)
-    except (tifffile.TiffFileError, OSError, ValueError, TypeError, LookupError, zlib.error) as exc:  # damaged files
+    except damaged as exc:
         if isinstance(exc, SpecimenError):
             raise
         raise SpecimenError(f"{path} cannot be read as a TIFF ({exc}); give an image file") from exc

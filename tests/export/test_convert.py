@@ -425,6 +425,49 @@ def test_the_command_takes_12_bit_counts_in_16_bit_files(bundle: Bundle, tmp_pat
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize("json_to", ["nowhere/x.json", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, json_to: str
+) -> None:
+    monkeypatch.setattr(conversion, "convert", pytest.fail)
+    result = call("convert", bundle.folder, "--out", bundle.folder, "--json", bundle.folder / json_to)
+    assert result.exit_code == 2
+    assert "Invalid value for '--json'" in result.stderr
+    assert "cannot be written (No such file or directory)" in result.stderr or "is a folder" in result.stderr
+
+
+def test_json_may_go_to_a_device_or_over_a_file(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("old")
+    for json_to in ("/dev/null", tmp_path / "x.json"):
+        assert call("convert", bundle.folder, "--out", bundle.folder, "--json", json_to).exit_code == 0
+    assert json.loads((tmp_path / "x.json").read_text())["fp32"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_a_folder_that_cannot_be_made_is_refused_in_words(bundle: Bundle) -> None:
+    result = call("convert", bundle.folder, "--out", "/proc/superlens")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "error: /proc/superlens cannot be written (" in result.stderr
+    assert "); give --out a folder that you may write to" in result.stderr
+
+
+@pytest.mark.parametrize("damage", [b"II*\0junk", None])
+def test_a_damaged_tiff_is_one_line(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes | None
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(folder / name, np.round(255 * picture(48)).astype(np.uint8))
+    whole = (folder / "a.tif").read_bytes()
+    (folder / "a.tif").write_bytes(damage or whole[:20] + bytes(range(40)) + whole[60:])
+    result = call("convert", bundle.folder, "--out", bundle.folder, "--precision", "int8", "--calibration", folder)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {folder / 'a.tif'} ")
+    assert result.stderr.count("\n") == 1
+    assert not [record for record in caplog.records if record.name.startswith("tifffile")]
+
+
 def test_the_command_exits_1_where_a_precision_failed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "LEAST_PSNR_DB", 300.0)
     result = call("convert", bundle.folder, "--precision", "fp16", "--out", bundle.folder, "--json", "-")
