@@ -162,6 +162,19 @@ def test_a_cancelled_build_writes_nothing(fake_tensorrt: Callable[..., Any], req
     assert files(request_.folder) == {}
 
 
+def test_a_cancel_after_the_build_and_before_its_plan_is_written_leaves_the_plan_before(
+    fake_tensorrt: Callable[..., Any], request_: Request
+) -> None:
+    fake_tensorrt()
+    asked: list[int] = []
+    run(request_, cancelled=lambda: bool(asked.append(0)))
+    before, last = files(request_.folder), len(asked)
+    asked.clear()
+    with pytest.raises(CancelledBuildError, match="before its plan was written"):
+        run(replace(request_, optimization_level=5), cancelled=lambda: bool(asked.append(0)) or len(asked) == last)
+    assert files(request_.folder) == before
+
+
 def test_what_a_killed_build_left_behind_is_cleared_away(fake_tensorrt: Callable[..., Any], request_: Request) -> None:
     fake_tensorrt()
     (request_.folder / f".{PLAN}.k1ll3d").write_bytes(b"half a plan")
