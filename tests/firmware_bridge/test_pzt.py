@@ -89,24 +89,26 @@ def test_parking_retracts_z_and_moves_nothing_else(stage):
 def test_parking_in_the_middle_of_a_fast_move_retracts_z_whatever_x_does_as_it_brakes(stage):
     stage.set_velocity(velocity_um_s=1000)
     stage.move_to(PositionUm(5, 50, 5))
-    for goal_um in (95, 5, 95, 5):
-        ends = []
+    ends = []
 
-        def move(goal_um=goal_um, ends=ends):
-            try:
-                stage.move_to(PositionUm(goal_um, 50, 5))
-            except StoppedError as exc:
-                ends.append(exc)
+    def move(goal_um):
+        try:
+            stage.move_to(PositionUm(goal_um, 50, 5))
+        except StoppedError as exc:
+            ends.append(exc)
 
+    for goal_um in [95, 5] * 10:  # a busy machine may look too late: the move has then arrived
         begins_um = stage.behind.pose_um().x
-        thread = threading.Thread(target=move)
+        thread = threading.Thread(target=move, args=(goal_um,))
         thread.start()
         until(lambda begins_um=begins_um: abs(stage.behind.pose_um().x - begins_um) > 10)
         stage.park()
         thread.join(10)
-        assert len(ends) == 1
         assert stage.target_um().z == 0
         assert stage.rest_um() == pytest.approx(stage.target_um(), abs=SETTLED_WITHIN_UM)
+        if len(ends) == 3:
+            break
+    assert len(ends) == 3
 
 
 @pytest.mark.parametrize(
