@@ -189,7 +189,7 @@ def _residuals(model: onnx.ModelProto, floats: frozenset[str]) -> dict[str, str]
         if node.op_type != "Add" or node.output[0] in tail or len(set(node.input) - known.keys()) < 2:
             continue
         own = [name for name in node.input if fusable(name)]
-        # Of two convolutions the later one takes the sum in.
+        # Of two convolutions that could, the one of the sum's second input takes it in.
         if own:
             (other,) = [name for name in node.input if name != own[-1]]
             found[node.output[0]] = other
