@@ -120,7 +120,7 @@ class ByHand:
         """See guard.MotionGuard. The stage says so itself."""
 
     def disarm(self, why: str) -> None:
-        """See guard.MotionGuard. This command does nothing of the kind."""
+        """See guard.MotionGuard. Nothing is armed here; the servo is to be closed anew, by its own option."""
 
 
 @main.command()
