@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import signal
 import sys
 from collections import deque
@@ -56,16 +57,28 @@ def share_heaps() -> None:
 
 
 def quit_on_signals(quit_: Callable[[], None]) -> None:
-    """Ctrl-C and systemd's SIGTERM end the program the clean way, and a second one at once.
+    """Ctrl-C and systemd's SIGTERM end the program the clean way: the instrument is retracted and closed.
 
-    ``quit_`` may only set a flag: it runs anywhere.
+    A second one only says that this is under way, since impatient fingers are quick; a third ends the program at once.
+
+    Parameters
+    ----------
+    quit_ : callable
+        May only set a flag: it runs anywhere.
     """
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def ask(*_: object) -> None:
         for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, warn)
         quit_()
+
+    def warn(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        os.write(
+            2, b"superlens: The instrument is being closed. Once more ends the program at once, retracting nothing.\n"
+        )
 
     for number in numbers:
         signal.signal(number, ask)

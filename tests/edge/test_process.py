@@ -30,9 +30,15 @@ def test_the_tail_keeps_the_newest_lines_in_order() -> None:
 
 @pytest.mark.usefixtures("_own_signals")
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_for_the_end_and_the_second_ends_the_program(first: signal.Signals) -> None:
+def test_a_first_signal_asks_for_the_end_a_second_says_so_and_a_third_ends_the_program(
+    first: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
     asked: list[str] = []
     quit_on_signals(lambda: asked.append("quit"))
     signal.raise_signal(first)
+    assert (asked, capfd.readouterr().err) == (["quit"], "")
+    signal.raise_signal(first)
     assert asked == ["quit"]
-    assert {signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} == {signal.SIG_DFL}
+    assert "Once more ends the program at once" in capfd.readouterr().err
+    assert {signal.getsignal(number) for number in numbers} == {signal.SIG_DFL}
