@@ -123,7 +123,7 @@ def test_a_camera_that_never_exposes_is_an_error_by_name_and_its_pulse_stands_in
 
 
 def test_a_camera_that_still_exposes_gets_no_pulse(installed: Machine) -> None:
-    with handshake(installed) as line, installed.running(*GUEST, "watch", TRIGGER_LINE) as kernel:
+    with handshake(installed, timeout_s=1) as line, installed.running(*GUEST, "watch", TRIGGER_LINE) as kernel:
         kernel.said()
         installed.check(*GUEST, "pull", EXPOSURE_LINE, "1")
         line.say("fire")

@@ -32,6 +32,7 @@ TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
+    "setpriv": "util-linux",
     "xz": "xz-utils",
     "gcc": "gcc",
     "make": "make",

@@ -130,6 +130,7 @@ class Machine:
         built = build.folder()
         build.pack_checkout(folder / "checkout.img")
         command = [
+            "setpriv", "--pdeathsig", "KILL",  # whatever ends the tests ends it
             "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "2",
             "-m", "1536", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", f"{built}/vmlinuz", "-initrd", f"{built}/initrd", "-append", KERNEL,
