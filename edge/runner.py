@@ -22,9 +22,8 @@ class Runner:
     def __init__(self) -> None:
         self.job: Job | None = None
         self.stops = 0
-        self._stopping = (
-            threading.Lock()
-        )  # a job is begun, or ended by STOP: a late end would stop the next one's camera
+        # A job is begun, or ended by STOP: a late end would stop the next one's camera.
+        self._stopping = threading.Lock()
 
     @property
     def running(self) -> bool:
