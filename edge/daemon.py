@@ -32,6 +32,8 @@ from firmware_bridge.errors import FirmwareError, RefusedError, StoppedError
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.2
+# An opening that takes longer hangs, and the watchdog may have it: a Jetson loads and times its engines in minutes.
+OPENING_S = 600.0
 SNAPSHOT_TIMEOUT_S = 2.0
 
 
@@ -43,7 +45,7 @@ class Daemon:
     config
         What to open. :meth:`open` may be called again after it failed.
     alive
-        Called in the main thread at every turn, also while an engine is being made before anything can run.
+        Called at every turn of the main thread, and for at most `OPENING_S` while the instrument is being opened.
     """
 
     def __init__(self, config: Config, *, alive: Callable[[], None] = lambda: None) -> None:
@@ -127,12 +129,15 @@ class Daemon:
 
     @contextmanager
     def _beating_meanwhile(self) -> Iterator[None]:
-        """Keep the board fresh while this thread, which may be the one that beats, is busy."""
+        """Keep the board fresh, and the watchdog quiet, while this thread, which may be the one that does, is busy."""
         done = threading.Event()
+        until_s = time.monotonic() + OPENING_S
 
         def beat() -> None:
             while not done.wait(HEARTBEAT_S):
                 self.beat()
+                if time.monotonic() < until_s:
+                    self._alive()
 
         thread = threading.Thread(target=beat, name="opening", daemon=True)
         thread.start()
@@ -351,7 +356,7 @@ class Daemon:
         """An engine is made before anything can run; the page says so."""
         self._succession.being_made(progress)
         self.beat()
-        self._alive()
+        self._alive()  # for as long as it goes forward
 
     def _switch(self) -> None:
         """Let an engine that was made meanwhile take over: between two live views, or before what comes next. Begin a

@@ -413,6 +413,27 @@ def test_the_board_stays_fresh_while_the_instrument_is_being_opened(
         daemon.open()
 
 
+@pytest.mark.parametrize(("opening_s", "told"), [(600.0, True), (0.0, False)])
+def test_the_watchdog_hears_of_an_opening_that_is_slow_and_not_of_one_that_hangs(
+    make: DaemonMaker, monkeypatch: pytest.MonkeyPatch, opening_s: float, told: bool
+) -> None:
+    daemon, beats = make(), threading.Semaphore(0)
+    alive = threading.Event()
+    monkeypatch.setattr(daemon, "_alive", alive.set)
+    monkeypatch.setattr("edge.daemon.OPENING_S", opening_s)
+    monkeypatch.setattr(daemon, "beat", beats.release)
+
+    def slow(*args: object, **kwargs: object) -> None:
+        for _ in range(3):  # the second beat comes after what followed the first
+            assert beats.acquire(timeout=30)
+        raise ConfigError("opened for long enough")
+
+    monkeypatch.setattr("edge.daemon.open_instrument", slow)
+    with pytest.raises(ConfigError, match="long enough"):
+        daemon.open()
+    assert alive.is_set() == told
+
+
 def test_an_instrument_that_does_not_open_is_on_the_board_with_the_reason(make: DaemonMaker) -> None:
     daemon = make(focus={"driver": "esp301", "port": "/dev/absent-focus", "axis": "1"})
     with pytest.raises(LinkError):
